@@ -1,0 +1,45 @@
+"""Eight virtual CPU devices and a compile cache for every test, set before anything imports jax."""
+
+import os
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+
+# Half of a run is compilation: the workers of pytest-xdist, commands that tests start and the next run share a cache.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(REPOSITORY / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("MPLBACKEND", "agg")
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+
+# A first example compiles: no deadline. The examples are the same on every machine, so a failure can be repeated.
+hypothesis.settings.register_profile("zoo", deadline=None, derandomize=True, max_examples=25)
+hypothesis.settings.load_profile("zoo")
+
+
+def find_shared_dir() -> Path | None:
+    """The optional folder of larger test data: $ZOO_SHARED, or `shared` beside the repository; None when absent."""
+    named = os.environ.get("ZOO_SHARED")
+    folder = Path(named) if named else REPOSITORY.parent / "shared"
+    return folder.resolve() if folder.is_dir() else None
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the repository."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """The optional folder of larger test data; the test is skipped, with the reason, where there is none."""
+    folder = find_shared_dir()
+    if folder is None:
+        pytest.skip("optional test data: no folder `shared` beside the repository and ZOO_SHARED is not set")
+    return folder

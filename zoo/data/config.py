@@ -1,0 +1,115 @@
+"""What to read, how to cut it into batches, and what to hold out."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from zoo.errors import UserError
+
+MAX_SEQUENCE_LENGTH = 2**24
+MAX_TOKENS_PER_BATCH = 2**30
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The data of one run. Every field is checked when the config is made; a wrong one raises `UserError`."""
+
+    paths: tuple[str, ...] = ()
+    """Files, folders or globs of .txt, .jsonl (each also .gz, .xz, .zst) and .parquet. Empty: the source text of the
+    running Python's standard library."""
+
+    weights: tuple[float, ...] = ()
+    """One weight for each path: the share of training rows that comes from it. Empty: every document once an epoch."""
+
+    format: Literal["text", "chat"] = "text"
+    """text: documents to be continued. chat: JSONL conversations, loss on the model's turns only."""
+
+    text_field: str = "text"
+    """The field of a .jsonl object, or the column of a .parquet file, that holds the text."""
+
+    tokenizer: str | None = None
+    """A tokenizer.model or tokenizer.json, or a folder that holds one. None: one is trained on the training documents."""
+
+    vocab_size: int = 4096
+    """Number of tokens of the tokenizer that is trained when `tokenizer` is None."""
+
+    sequence_length: int = 256
+    """Tokens in a row (T)."""
+
+    batch_size: int = 16
+    """Rows in a step (B), over all processes together."""
+
+    packing: Literal["concat", "first_fit"] = "concat"
+    """concat: documents laid end to end and cut every T tokens, no padding. first_fit: documents up to T tokens stay
+    whole, at the price of some padding."""
+
+    shuffle_window_tokens: int = 2**18
+    """Packed rows are shuffled within windows of so many tokens, so that a step is not filled by one long document."""
+
+    seed: int = 0
+    """Seed of the order of documents and rows."""
+
+    validation_fraction: float = 0.05
+    """Expected share of the documents that is held out for validation. 0: none."""
+
+    validation_batches: int = 16
+    """Most batches that one validation reads."""
+
+    validation_seed: int = 0
+    """Seed of the split; apart from `seed`, so that runs that differ in `seed` are validated on the same documents."""
+
+    read_threads: int = 2
+    """Threads that read and tokenise ahead of the training step."""
+
+    worker_processes: int = 0
+    """Processes that prepare batches. 0: threads of this process only (a worker takes seconds to start)."""
+
+    def __post_init__(self):
+        # Lists are what JSON and command lines give.
+        object.__setattr__(self, "paths", tuple(self.paths))
+        object.__setattr__(self, "weights", tuple(self.weights))
+        _choice("format", self.format, ("text", "chat"))
+        _choice("packing", self.packing, ("concat", "first_fit"))
+        _whole("sequence_length", self.sequence_length, 2, MAX_SEQUENCE_LENGTH)
+        _whole("batch_size", self.batch_size, 1, MAX_TOKENS_PER_BATCH)
+        _whole("vocab_size", self.vocab_size, 1, 2**24)
+        _whole("shuffle_window_tokens", self.shuffle_window_tokens, 0, MAX_TOKENS_PER_BATCH)
+        _whole("seed", self.seed, 0, 2**31 - 1)
+        _whole("validation_seed", self.validation_seed, 0, 2**31 - 1)
+        _whole("validation_batches", self.validation_batches, 1, 2**31 - 1)
+        _whole("read_threads", self.read_threads, 1, 256)
+        _whole("worker_processes", self.worker_processes, 0, 256)
+        tokens = self.sequence_length * self.batch_size
+        if tokens > MAX_TOKENS_PER_BATCH:
+            raise UserError(
+                f"batch_size {self.batch_size} x sequence_length {self.sequence_length} is {tokens:,} tokens a step; "
+                f"the most is {MAX_TOKENS_PER_BATCH:,}"
+            )
+        if not (isinstance(self.validation_fraction, int | float) and 0 <= self.validation_fraction < 1):
+            raise UserError(f"validation_fraction must be at least 0 and below 1, not {self.validation_fraction!r}")
+        if self.format == "chat" and not self.paths:
+            raise UserError("format 'chat' needs paths of .jsonl conversations; there is no default corpus for it")
+        self._check_weights()
+
+    def _check_weights(self):
+        if not self.weights:
+            return
+        if not self.paths:
+            raise UserError("weights were given without paths; each weight belongs to one path")
+        if len(self.weights) != len(self.paths):
+            raise UserError(f"{len(self.weights)} weights for {len(self.paths)} paths; give one weight for each path")
+        for path, weight in zip(self.paths, self.weights, strict=True):
+            if not (isinstance(weight, int | float) and math.isfinite(weight) and weight >= 0):
+                raise UserError(f"the weight of {path} must be a number of at least 0, not {weight!r}")
+        if sum(self.weights) == 0:
+            raise UserError("the weights sum to 0; at least one must be positive")
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]):
+    if value not in allowed:
+        raise UserError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
+
+
+def _whole(name: str, value: int, least: int, most: int):
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise UserError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")

@@ -1,0 +1,178 @@
+"""The training stream, whose position can be saved to the batch, and the fixed validation batches."""
+
+import functools
+import hashlib
+import itertools
+import weakref
+from typing import Any
+
+import grain
+import numpy as np
+
+from zoo.data.batch import Batch
+from zoo.data.config import DataConfig
+from zoo.data.corpus import Corpus, DocumentView
+from zoo.data.packing import make_batch, packed_rows, predictions
+from zoo.data.tokenizer import Tokenizer
+from zoo.errors import UserError
+
+READ_AHEAD_DOCUMENTS = 16
+READ_AHEAD_BATCHES = 2
+
+
+def train_dataset(
+    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, *, shard_index: int = 0, shard_count: int = 1
+) -> grain.IterDataset:
+    """An endless dataset; `iter()` of it yields a `Batch` of numpy arrays [batch_size / shard_count, sequence_length].
+
+    Documents are shuffled anew each epoch, tokenised, packed, and the rows shuffled within a window. With weights, each
+    source is packed by itself and the rows are drawn in proportion. Several processes each read every shard_count-th
+    document. The same config and seed give the same batches.
+
+    The iterator's `get_state()` is a small dict that JSON can hold; after `set_state` an iterator made with the same
+    arguments continues exactly. It goes into a checkpoint with `grain.checkpoint.CheckpointSave(iterator)`. A state of
+    other data or other settings raises `UserError`."""
+    rows_per_shard = _rows_per_shard(config, shard_index, shard_count)
+    streams = [
+        _rows_of_source(source.train, number, tokenizer, config, shard_index, shard_count)
+        for number, source in enumerate(corpus.sources)
+    ]
+    rows = streams[0]
+    if len(streams) > 1:
+        rows = grain.IterDataset.mix(streams, [source.weight for source in corpus.sources])
+    window = config.shuffle_window_tokens // config.sequence_length
+    if window > 1:
+        seed = _seed(config.seed, "window", shard_index)
+        rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=seed)
+    assemble = functools.partial(make_batch, batch_size=rows_per_shard, pad_id=tokenizer.pad_id)
+    batches = rows.batch(rows_per_shard, drop_remainder=True, batch_fn=assemble)
+    if config.worker_processes:
+        batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
+    else:
+        batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=READ_AHEAD_BATCHES)
+    identity = _identity(corpus, tokenizer, config, shard_index, shard_count)
+    return _Positioned(batches, identity, tokenizer.bos_id)
+
+
+def validation_dataset(
+    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, *, shard_index: int = 0, shard_count: int = 1
+) -> list[Batch]:
+    """At most `validation_batches` batches of the held-out documents, the same each time; [] if none are held out.
+
+    Documents come in the order of their hashes, whatever the weights of their sources. Rows are filled up with padding, so
+    that no token is dropped but those beyond the limit. Every process gets its rows of the same number of batches."""
+    rows_per_shard = _rows_per_shard(config, shard_index, shard_count)
+    views = [source.validation for source in corpus.sources if len(source.validation)]
+    if not views:
+        return []
+    documents = grain.MapDataset.concatenate([grain.MapDataset.source(view) for view in views])
+    documents = documents.map(functools.partial(predictions, tokenizer=tokenizer))
+    # No threads: what is read ahead beyond the limit would be for nothing.
+    documents = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
+    rows = iter(packed_rows(documents, config.packing, config.sequence_length, seed=None))
+    batches = []
+    while len(batches) < config.validation_batches:
+        taken = list(itertools.islice(rows, config.batch_size))
+        if not taken:
+            break
+        whole = make_batch(taken, config.batch_size, tokenizer.pad_id)
+        batches.append(_rows_of_batch(whole, shard_index * rows_per_shard, rows_per_shard))
+    return batches
+
+
+def epochs_read(state: dict[str, Any], corpus: Corpus, shard_count: int = 1) -> float:
+    """How many times the training documents have been begun, from the state of a training iterator: exact to the batch
+    in one process, and as seen from this process where there are several."""
+    return state["documents"] * shard_count / corpus.num_train_documents
+
+
+def _rows_of_source(view: DocumentView, number: int, tokenizer, config: DataConfig, shard_index: int, shard_count: int):
+    if len(view) < shard_count:
+        raise UserError(f"{len(view)} training documents cannot be shared out to {shard_count} processes")
+    seed = _seed(config.seed, "documents", number)
+    documents = grain.MapDataset.source(view)[shard_index::shard_count].seed(seed).shuffle().repeat()
+    documents = documents.map(functools.partial(predictions, tokenizer=tokenizer))
+    options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=READ_AHEAD_DOCUMENTS)
+    return packed_rows(documents.to_iter_dataset(options), config.packing, config.sequence_length, seed)
+
+
+def _rows_per_shard(config: DataConfig, shard_index: int, shard_count: int) -> int:
+    if not 0 <= shard_index < shard_count:
+        raise ValueError(f"shard {shard_index} of {shard_count}")
+    if config.batch_size % shard_count:
+        raise UserError(f"batch_size {config.batch_size} is not divisible by the number of processes, {shard_count}")
+    return config.batch_size // shard_count
+
+
+def _rows_of_batch(batch: Batch, start: int, count: int) -> Batch:
+    rows = slice(start, start + count)
+    names = ("tokens", "targets", "positions", "segment_ids", "loss_weights")
+    return Batch(**{name: getattr(batch, name)[rows] for name in names})
+
+
+def _seed(*parts: Any) -> int:
+    """An independent 31-bit seed for each use, so that no two shuffles run in step."""
+    digest = hashlib.blake2b("/".join(map(str, parts)).encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _identity(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, shard_index: int, shard_count: int) -> dict[str, Any]:
+    """What must be the same for a position to mean the same batches."""
+    return {
+        "documents": corpus.fingerprint,
+        "tokenizer": tokenizer.fingerprint,
+        "format": config.format,
+        "packing": config.packing,
+        "sequence_length": config.sequence_length,
+        "batch_size": config.batch_size,
+        "shuffle_window_tokens": config.shuffle_window_tokens,
+        "seed": config.seed,
+        "worker_processes": config.worker_processes,
+        "process": f"{shard_index} of {shard_count}",
+    }
+
+
+class _Positioned(grain.IterDataset):
+    """Adds to the state what data it belongs to and how many documents have been begun."""
+
+    def __init__(self, parent: grain.IterDataset, identity: dict[str, Any], bos_id: int):
+        super().__init__(parent)
+        self._identity = identity
+        self._bos_id = bos_id
+
+    def __iter__(self) -> grain.DatasetIterator:
+        return _PositionedIterator(self._parent.__iter__(), self._identity, self._bos_id)
+
+
+class _PositionedIterator(grain.DatasetIterator):
+    def __init__(self, parent: grain.DatasetIterator, identity: dict[str, Any], bos_id: int):
+        super().__init__(parent)
+        self._identity = identity
+        self._bos_id = bos_id
+        self._documents = 0
+        weakref.finalize(self, _close_once, parent)
+
+    def __next__(self) -> Batch:
+        batch = next(self._parent)
+        begun = (batch.segment_ids > 0) & (batch.positions == 0) & (batch.tokens == self._bos_id)
+        self._documents += int(np.count_nonzero(begun))
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        return {"parent": self._parent.get_state(), "documents": self._documents, "identity": self._identity}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        saved = state["identity"]
+        changed = [f"{key} ({saved.get(key)} -> {now})" for key, now in self._identity.items() if saved.get(key) != now]
+        if changed:
+            raise UserError(f"the saved data position belongs to other data or settings: changed {', '.join(changed)}")
+        self._parent.set_state(state["parent"])
+        self._documents = state["documents"]
+
+
+def _close_once(iterator: grain.DatasetIterator) -> None:
+    """Stops the read-ahead threads at the latest when the interpreter begins to exit.
+
+    Grain 0.2.18 closes its thread prefetch again when it is collected, which fails loudly once modules are torn down."""
+    iterator.close()
+    iterator.close = lambda: None

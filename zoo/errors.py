@@ -1,0 +1,27 @@
+"""Errors that are the user's to mend, and the commands' exit codes (0 done, 2 wrong input, 1 anything else)."""
+
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+
+class UserError(Exception):
+    """Wrong input. The message is one line: what is wrong, where, and what would be right."""
+
+
+def nearest_name(name: str, known: Iterable[str]) -> str:
+    """A hint such as ``did you mean 'gemma2-9b'? (known: ...)`` for a name that is not among `known`."""
+    known = sorted(known)
+    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    return (f"did you mean {close[0]!r}? " if close else "") + f"(known: {', '.join(known)})"
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Runs a command's `main` and exits: 2 with one line on standard error for a `UserError`; other errors propagate."""
+    try:
+        main()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(2)
+    except BrokenPipeError:
+        sys.exit(1)

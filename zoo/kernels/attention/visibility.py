@@ -1,0 +1,37 @@
+"""The one definition of which key a query may see. Dense, blocked, Pallas, cached and sequence-parallel paths all use it."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+EMPTY_POSITION = jnp.iinfo(jnp.int32).max
+"""Position of a cache slot that holds no token: later than every query, hence never visible under a causal mask."""
+
+
+def visible(
+    query_positions: Int[Array, "*#b t"],
+    key_positions: Int[Array, "*#b s"],
+    query_segment_ids: Int[Array, "*#b t"] | None = None,
+    key_segment_ids: Int[Array, "*#b s"] | None = None,
+    *,
+    causal: bool = True,
+    sliding_window: int | None = None,
+) -> Bool[Array, "*b t s"]:
+    """True where query t may see key s.
+
+    causal: k <= q. Window W: q - W < k (a token sees W keys, itself included) and, when not causal, also k < q + W.
+    Segments: only keys of the same segment. Source: Gemma 2 report, section 2; the three public implementations agree.
+    """
+    query, key = query_positions[..., :, None], key_positions[..., None, :]
+    conditions = []
+    if causal:
+        conditions.append(key <= query)
+    if sliding_window is not None:
+        conditions.append(key > query - sliding_window)
+        if not causal:
+            conditions.append(key < query + sliding_window)
+    if query_segment_ids is not None and key_segment_ids is not None:
+        conditions.append(query_segment_ids[..., :, None] == key_segment_ids[..., None, :])
+    mask = jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
+    for condition in conditions:
+        mask &= condition
+    return mask

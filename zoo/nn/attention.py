@@ -1,0 +1,110 @@
+"""Grouped-query self-attention with rotary positions, an optional window, soft-cap and cache."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from zoo.kernels import dot_product_attention
+from zoo.kernels.attention.visibility import EMPTY_POSITION
+from zoo.nn.cache import LayerCache
+from zoo.nn.execution import Execution
+from zoo.nn.parameters import fan_in_normal, parameter, project
+from zoo.nn.rope import apply_rope
+
+
+class Attention(nnx.Module):
+    """out(softmax(mask(cap(scale * rope(q) . rope(k)))) v), N query heads sharing K key/value heads, without biases."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        logits_soft_cap: float | None,
+        execution: Execution,
+        rngs: nnx.Rngs,
+    ):
+        self.scale = scale
+        self.sliding_window = sliding_window
+        self.logits_soft_cap = logits_soft_cap
+        self.implementation = execution.attention_implementation
+        dtype, init = execution.weight_dtype, fan_in_normal(embed_dim)
+        self.query = parameter(rngs, (embed_dim, num_heads, head_dim), ("embed", "heads", "head_dim"), init, dtype)
+        self.key = parameter(rngs, (embed_dim, num_kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), init, dtype)
+        self.value = parameter(rngs, (embed_dim, num_kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), init, dtype)
+        self.output = parameter(
+            rngs,
+            (num_heads, head_dim, embed_dim),
+            ("heads", "head_dim", "embed"),
+            fan_in_normal(num_heads * head_dim),
+            dtype,
+        )
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        angles: tuple[Array, Array],
+        positions: Int[Array, "#b t"],
+        segment_ids: Int[Array, "b t"] | None,
+        cache: LayerCache | None = None,
+    ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
+        """Attends among the tokens of `x` and, with a cache, to the tokens before them; returns the cache with them.
+
+        `positions` rise by one per token within a segment and segments are contiguous runs (segment 0 = padding); with a
+        cache every row is one sequence.
+        """
+        with jax.named_scope("qkv"):
+            query = apply_rope(project("btd,dnh->btnh", x, self.query[...]), angles)
+            key = apply_rope(project("btd,dkh->btkh", x, self.key[...]), angles)
+            value = project("btd,dkh->btkh", x, self.value[...])
+        with jax.named_scope("local_attention" if self.sliding_window else "global_attention"):
+            if cache is None or cache.empty:
+                out = self._attend(query, key, value, positions, positions, segment_ids, segment_ids, ordered=True)
+            if cache is not None:
+                held, cache = cache, _write(cache, key, value, positions, segment_ids)
+                if not held.empty:
+                    out = self._attend_cached(query, key, value, positions, segment_ids, held, cache)
+        with jax.named_scope("output"):
+            return project("btnh,nhd->btd", out, self.output[...]), cache
+
+    def _attend_cached(self, query, key, value, positions, segment_ids, before: LayerCache, after: LayerCache):
+        """Padding and empty slots have EMPTY_POSITION, so segments are not needed any more."""
+        positions = jnp.broadcast_to(positions, query.shape[:2])
+        if self.sliding_window is None or query.shape[1] == 1:
+            held, ordered = (after.key, after.value, after.positions), False
+        else:
+            # Later tokens of this call push out keys that earlier ones still see: attend to the old ring and the new keys.
+            old, new = before.in_order(), (key, value, _stored_positions(positions, segment_ids))
+            held, ordered = tuple(jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)), True
+        keys, values = (x.astype(query.dtype) for x in held[:2])
+        return self._attend(query, keys, values, positions, held[2], None, None, ordered=ordered)
+
+    def _attend(self, query, key, value, query_positions, key_positions, query_segments, key_segments, *, ordered):
+        return dot_product_attention(
+            query,
+            key,
+            value,
+            scale=self.scale,
+            sliding_window=self.sliding_window,
+            logits_soft_cap=self.logits_soft_cap,
+            query_positions=query_positions,
+            key_positions=key_positions,
+            query_segment_ids=query_segments,
+            key_segment_ids=key_segments,
+            ordered_positions=ordered,
+            implementation=self.implementation,
+        )
+
+
+def _write(cache: LayerCache, key, value, positions, segment_ids) -> LayerCache:
+    positions = jnp.broadcast_to(positions, key.shape[:2])
+    return cache.write(key, value, _stored_positions(positions, segment_ids))
+
+
+def _stored_positions(positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Int[Array, "b t"]:
+    return positions if segment_ids is None else jnp.where(segment_ids == 0, EMPTY_POSITION, positions)

@@ -1,0 +1,22 @@
+"""Gated feed-forward layer."""
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.nn.execution import Execution
+from zoo.nn.parameters import fan_in_normal, parameter, project
+
+
+class GatedFeedForward(nnx.Module):
+    """GeGLU: down(gelu_tanh(gate(x)) * up(x)), without biases (Shazeer 2020; Gemma 2 report, section 2)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, *, execution: Execution, rngs: nnx.Rngs):
+        dtype = execution.weight_dtype
+        self.gate = parameter(rngs, (embed_dim, hidden_dim), ("embed", "mlp"), fan_in_normal(embed_dim), dtype)
+        self.up = parameter(rngs, (embed_dim, hidden_dim), ("embed", "mlp"), fan_in_normal(embed_dim), dtype)
+        self.down = parameter(rngs, (hidden_dim, embed_dim), ("mlp", "embed"), fan_in_normal(hidden_dim), dtype)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        gate = jax.nn.gelu(project("btd,df->btf", x, self.gate[...]), approximate=True)
+        return project("btf,fd->btd", gate * project("btd,df->btf", x, self.up[...]), self.down[...])

@@ -1,0 +1,18 @@
+"""Rotary position embedding, half-split layout (the first half of a head is rotated against the second)."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+
+def rope_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> tuple[Array, Array]:
+    """(sin, cos) float32 [b, t, 1, head_dim / 2] of position * theta^(-2i / head_dim)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[..., None, None].astype(jnp.float32) * frequencies
+    return jnp.sin(angles), jnp.cos(angles)
+
+
+def apply_rope(x: Float[Array, "b t n h"], angles: tuple[Array, Array]) -> Float[Array, "b t n h"]:
+    """Rotates pairs (x_i, x_{i + h/2}) by their angle, in float32, returned in x's dtype."""
+    sin, cos = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

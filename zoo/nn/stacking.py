@@ -1,0 +1,97 @@
+"""Repeating layers: built and run one by one, or stacked over the repeating unit and scanned. Same numbers either way.
+
+Unrolled, ``layers[i]`` is layer i. Scanned, ``layers[j]`` holds position j of the repeating unit with a leading axis over
+the units of every parameter: layer i is slice i // P of ``layers[i % P]`` for a unit of P layers.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from zoo.errors import UserError
+from zoo.nn.execution import Execution
+
+
+def build_layers(
+    make_layer: Callable[[int, nnx.Rngs], nnx.Module],
+    num_layers: int,
+    unit: int,
+    *,
+    execution: Execution,
+    rngs: nnx.Rngs,
+) -> nnx.List:
+    """Layers from ``make_layer(position in the unit, rngs)``; layer i gets the same initial values in both layouts."""
+    keys = jax.random.split(rngs.params(), num_layers)
+    if not execution.scan_layers:
+        return nnx.List([make_layer(i % unit, nnx.Rngs(params=keys[i])) for i in range(num_layers)])
+    if num_layers % unit:
+        raise UserError(
+            f"execution.scan_layers needs num_layers to be a multiple of the repeating unit: {num_layers} is not one of "
+            f"{unit}; set scan_layers to false"
+        )
+    layers = []
+    for position in range(unit):
+        graphdef, _ = nnx.split(nnx.eval_shape(lambda p=position: make_layer(p, nnx.Rngs(params=0))))
+        state = jax.vmap(lambda key, p=position: nnx.state(make_layer(p, nnx.Rngs(params=key))))(keys[position::unit])
+        layers.append(nnx.merge(graphdef, state))
+    return nnx.List(layers)
+
+
+def run_layers(
+    layers: nnx.List,
+    x: jax.Array,
+    apply: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    caches: Sequence[Any] | None,
+    execution: Execution,
+) -> tuple[jax.Array, tuple[Any, ...] | None]:
+    """Runs ``x, cache = apply(layer, x, cache)`` through all layers under the remat policy; caches as the layers lie."""
+    held = (None,) * len(layers) if caches is None else tuple(caches)
+    graphdefs, states = zip(*(nnx.split(layer) for layer in layers), strict=True)
+    if execution.scan_layers:
+
+        def unit(x, slices):
+            new = []
+            for graphdef, state, cache in zip(graphdefs, *slices, strict=True):
+                x, cache = apply(nnx.merge(graphdef, state), x, cache)
+                new.append(cache)
+            return x, tuple(new)
+
+        x, held = jax.lax.scan(execution.remat(unit), x, (states, held))
+    else:
+        new = []
+        for graphdef, state, cache in zip(graphdefs, states, held, strict=True):
+            one = execution.remat(lambda state, x, cache, graphdef=graphdef: apply(nnx.merge(graphdef, state), x, cache))
+            x, cache = one(state, x, cache)
+            new.append(cache)
+        held = tuple(new)
+    return x, None if caches is None else held
+
+
+def unstack_layers(state: nnx.State, unit: int) -> nnx.State:
+    """The unrolled layout of a scanned model's state; `unit` = length of the repeating pattern."""
+    flat = []
+    for path, variable in nnx.to_flat_state(state):
+        if path[0] != "layers":
+            flat.append((path, variable))
+            continue
+        value = variable[...]
+        for i in range(value.shape[0]):
+            flat.append((("layers", i * unit + path[1], *path[2:]), variable.replace(value[i])))
+    return nnx.from_flat_state(flat)
+
+
+def stack_layers(state: nnx.State, unit: int) -> nnx.State:
+    """The scanned layout of an unrolled model's state; `unit` = length of the repeating pattern."""
+    flat, groups = [], {}
+    for path, variable in nnx.to_flat_state(state):
+        if path[0] != "layers":
+            flat.append((path, variable))
+            continue
+        groups.setdefault(("layers", path[1] % unit, *path[2:]), {})[path[1] // unit] = variable
+    for path, members in groups.items():
+        stacked = jnp.stack([members[i][...] for i in range(len(members))])
+        flat.append((path, members[0].replace(stacked)))
+    return nnx.from_flat_state(flat)

@@ -1,0 +1,85 @@
+"""What is wrong with a recipe on these devices, found before anything is allocated."""
+
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from zoo.data import Tokenizer
+from zoo.errors import UserError
+from zoo.recipes.recipe import Recipe
+
+
+def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
+    """Raises `UserError` for sizes that do not fit each other, the mesh, or any memory there is."""
+    data, model, accumulation = recipe.data, recipe.model, recipe.optimizer.accumulation_steps
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if data.batch_size % (shards * accumulation):
+        split = f"mesh (data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
+        split += f" times optimizer.accumulation_steps={accumulation}" if accumulation > 1 else ""
+        nearest = max(1, round(data.batch_size / (shards * accumulation))) * shards * accumulation
+        raise UserError(f"data.batch_size={data.batch_size} is not divisible by the {split}; {nearest} would be")
+    if data.sequence_length > model.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length={data.sequence_length} is longer than model.max_position_embeddings="
+            f"{model.max_position_embeddings}; shorten the first or raise the second"
+        )
+    if data.tokenizer is None and recipe.init_from is None and data.vocab_size > model.vocab_size:
+        raise UserError(
+            f"data.vocab_size={data.vocab_size} is larger than model.vocab_size={model.vocab_size}: the tokenizer would "
+            "have tokens that the model does not know"
+        )
+    needed, available = least_bytes(recipe, mesh), memory_bytes(mesh)
+    if available is not None and needed > available:
+        raise UserError(
+            f"training model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, "
+            f"model.vocab_size={model.vocab_size} ({model.num_parameters():,} parameters) with "
+            f"data.batch_size={data.batch_size} x data.sequence_length={data.sequence_length} needs at least "
+            f"{_gib(needed)} GiB, the {mesh.size} device(s) have {_gib(available)} GiB; choose smaller sizes, more devices, "
+            "or optimizer.accumulation_steps"
+        )
+
+
+def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, source: str) -> None:
+    """Raises `UserError` if the tokenizer has more tokens than the model, or is not the one (`expected` fingerprint) that
+    `source` was trained with."""
+    if tokenizer.vocab_size > recipe.model.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows model.vocab_size="
+            f"{recipe.model.vocab_size}: use the model's own tokenizer, or raise model.vocab_size"
+        )
+    if expected is not None and tokenizer.fingerprint != expected:
+        raise UserError(
+            f"the tokenizer (sha256 {tokenizer.fingerprint[:12]}...) is not the one that {source} was trained with "
+            f"(sha256 {expected[:12]}...): leave out data.tokenizer to use that one"
+        )
+
+
+def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
+    """Bytes that training takes on all devices together if nothing else is stored: parameters, gradients, two moments,
+    and one layer input per layer of the micro-batch."""
+    weights = jnp.dtype(recipe.execution.param_dtype).itemsize
+    copies = mesh.shape["data"]
+    state = recipe.model.num_parameters() * (2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize + weights)
+    tokens = recipe.data.batch_size * recipe.data.sequence_length // recipe.optimizer.accumulation_steps
+    inputs = tokens * recipe.model.embed_dim * recipe.model.num_layers * jnp.dtype(recipe.execution.compute_dtype).itemsize
+    return state * copies + inputs
+
+
+def memory_bytes(mesh: Mesh) -> int | None:
+    """Memory of all devices of a mesh together, None where it cannot be known."""
+    device: Any = mesh.devices.flat[0]
+    if device.platform == "cpu":  # virtual devices share the memory of their host
+        hosts = len({device.process_index for device in mesh.devices.flat})
+        try:
+            return hosts * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (ValueError, OSError, AttributeError):
+            return None
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.process_index == jax.process_index() else None
+    return None if limit is None else limit * mesh.size
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f}"

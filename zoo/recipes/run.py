@@ -1,0 +1,127 @@
+"""Beginning or resuming a run: its folder, its description, its tokenizer."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import jax
+
+from zoo.data import Corpus, Tokenizer, load_tokenizer, tokenizer_for
+from zoo.errors import UserError
+from zoo.models import config_from_dict, config_to_dict
+from zoo.recipes.checks import check_tokenizer
+from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
+from zoo.training.run_directory import RunInfo, checkpoints_dir, is_run_dir, read_run, saved_steps, tokenizer_dir, write_run
+
+
+def resolve_model(recipe: Recipe) -> Recipe:
+    """The recipe with the architecture of `init_from` where it asks for that (`model_from_init`)."""
+    if not recipe.model_from_init:
+        return recipe
+    if is_run_dir(recipe.run_dir):
+        model = config_from_dict(read_run(recipe.run_dir).model_dict)
+    else:
+        from zoo.interop import read_config
+
+        model = read_config(recipe.init_from)
+    return dataclasses.replace(recipe, model=model)
+
+
+def saved_run(recipe: Recipe) -> RunInfo | None:
+    """The run that is already in the recipe's folder and would be resumed, None if there is none.
+
+    Raises:
+        UserError: it is a run of another recipe (the first field that differs is named), or the folder holds checkpoints
+            but no description of a run.
+    """
+    run = Path(recipe.run_dir)
+    if not is_run_dir(run):
+        if saved_steps(checkpoints_dir(run)):
+            raise UserError(f"{run} holds checkpoints but no run.json: choose another --run-dir")
+        return None
+    saved = read_run(run)
+    current = recipe_to_dict(recipe)
+    difference = first_difference(saved.config, json.loads(json.dumps(current)))
+    if difference is not None:
+        name, old, new = difference
+        raise UserError(
+            f"{run} holds a run with {name}={old!r}, and this one has {name}={new!r}: give the old value to resume it, or "
+            "another --run-dir to begin a new run (--init-from takes its weights along)"
+        )
+    before = saved.config.get("loop", {}).get("steps", recipe.loop.steps)
+    done = max(saved.steps, default=0)
+    if recipe.loop.steps < min(before, done):
+        raise UserError(f"{run} has been trained for {done} steps, steps={recipe.loop.steps} is less: choose another --run-dir")
+    if before != recipe.loop.steps:
+        print(f"steps: {before} -> {recipe.loop.steps}; the learning-rate schedule now ends at step {recipe.loop.steps}")
+    return saved
+
+
+def choose_tokenizer(recipe: Recipe, corpus: Corpus, saved: RunInfo | None) -> Tokenizer:
+    """The tokenizer of the run that is resumed; else the one named, that of `init_from`, or one trained on the corpus.
+
+    Raises:
+        UserError: it does not fit the model, or is not the one that the weights were trained with.
+    """
+    run = Path(recipe.run_dir)
+    if saved is not None:
+        tokenizer = load_tokenizer(recipe.data.tokenizer or tokenizer_dir(run))
+        check_tokenizer(recipe, tokenizer, saved.tokenizer_fingerprint, str(run))
+        return tokenizer
+    inherited = _tokenizer_of(recipe.init_from) if recipe.init_from else None
+    if recipe.data.tokenizer is None and recipe.init_from is not None:
+        if inherited is None:
+            raise UserError(f"{recipe.init_from} has no tokenizer: name the one it was trained with (--data.tokenizer)")
+        tokenizer = inherited
+    else:
+        if recipe.data.tokenizer is None and recipe.model.vocab_size >= LARGEST_TRAINED_VOCABULARY:
+            raise UserError(
+                f"{recipe.name} needs a tokenizer for its vocabulary of {recipe.model.vocab_size}: --init-from a checkpoint "
+                "that carries one, or --data.tokenizer PATH"
+            )
+        tokenizer = tokenizer_for(corpus, recipe.data)
+    check_tokenizer(recipe, tokenizer, inherited.fingerprint if inherited else None, str(recipe.init_from))
+    return tokenizer
+
+
+LARGEST_TRAINED_VOCABULARY = 100_000
+"""A model with more tokens than this has a published tokenizer; one trained on the fly would be a mistake."""
+
+
+def _tokenizer_of(checkpoint: str) -> Tokenizer | None:
+    folder = Path(checkpoint).expanduser()
+    if is_run_dir(folder) or is_run_dir(folder.parent) or is_run_dir(folder.parent.parent):
+        found = read_run(folder).tokenizer_dir
+        return None if found is None else load_tokenizer(found)
+    if any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        return load_tokenizer(folder)
+    return None
+
+
+def describe_run(recipe: Recipe, tokenizer: Tokenizer) -> RunInfo:
+    """What `run.json` will say."""
+    run = Path(recipe.run_dir)
+    return RunInfo(
+        path=run,
+        recipe=recipe.name,
+        model_dict=config_to_dict(recipe.model),
+        execution_dict=dataclasses.asdict(recipe.execution),
+        tokenizer_fingerprint=tokenizer.fingerprint,
+        tokenizer_dir=tokenizer_dir(run),
+        config=recipe_to_dict(recipe),
+    )
+
+
+def begin_run(info: RunInfo, tokenizer: Tokenizer, *, new: bool) -> None:
+    """Writes the tokenizer (of a new run) and then `run.json`: a folder with a `run.json` is complete."""
+    if jax.process_index() != 0:
+        return
+    if new:
+        folder = tokenizer_dir(info.path)
+        unfinished = folder.with_name("tokenizer.unfinished")
+        for leftover in (folder, unfinished):
+            shutil.rmtree(leftover, ignore_errors=True)
+        tokenizer.save(unfinished)
+        unfinished.rename(folder)
+    write_run(info)

@@ -1,0 +1,77 @@
+"""The parameters that a run begins with: restored, taken from another checkpoint, or random."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoo.errors import UserError
+from zoo.models import build, config_to_dict
+from zoo.recipes.recipe import Recipe
+from zoo.parallel import init_sharded, state_shardings
+from zoo.training.checkpoints import Checkpoints
+from zoo.training.state import TrainState, abstract_state, create_state
+
+
+@dataclass(frozen=True)
+class AbstractModel:
+    """A model without its numbers."""
+
+    graphdef: nnx.GraphDef
+    """Everything but the parameters."""
+    params: nnx.State
+    """`jax.ShapeDtypeStruct`s with shardings."""
+
+
+def make_model(recipe: Recipe) -> nnx.Module:
+    """The recipe's model with random values."""
+    return build(recipe.model, execution=recipe.execution, rngs=nnx.Rngs(recipe.seed))
+
+
+def abstract_model(recipe: Recipe, mesh: Mesh) -> AbstractModel:
+    """The model's structure, shapes and shardings; nothing is allocated."""
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: make_model(recipe)), nnx.Param)
+    shardings = state_shardings(params, mesh, recipe.rules)
+    placed = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), params, shardings)
+    return AbstractModel(graphdef, placed)
+
+
+def restore_or_begin(
+    recipe: Recipe, mesh: Mesh, model: AbstractModel, optimizer: optax.GradientTransformation, checkpoints: Checkpoints
+) -> tuple[TrainState, Any]:
+    """The newest saved state and data position, or the state before the first step and None."""
+    restored = checkpoints.restore_newest(abstract_state(model.params, optimizer))
+    if restored is not None:
+        if restored.data_state is None:
+            raise UserError(
+                f"the checkpoint of step {restored.step} was saved by another number of processes than "
+                f"{jax.process_count()}: the position in the data cannot be carried over"
+            )
+        return restored.state, restored.data_state
+    if recipe.init_from is not None:
+        params = load_params(recipe, mesh)
+    else:
+        params = init_sharded(lambda: make_model(recipe), mesh, recipe.rules)[1]
+    return create_state(params, optimizer, seed=recipe.seed), None
+
+
+def load_params(recipe: Recipe, mesh: Mesh) -> nnx.State:
+    """The parameters of `recipe.init_from`, sharded.
+
+    Raises:
+        UserError: it is no checkpoint, or one of another model; the first field that differs is named.
+    """
+    from zoo.interop import load
+
+    loaded = load(recipe.init_from, execution=recipe.execution, mesh=mesh, rules=recipe.rules)
+    saved, wanted = config_to_dict(loaded.config), config_to_dict(recipe.model)
+    for name, value in wanted.items():
+        if saved.get(name) != value:
+            raise UserError(
+                f"{recipe.init_from} is of another model: model.{name} is {saved.get(name)!r} there and {value!r} in "
+                f"{recipe.name}; --model-from-init takes the checkpoint's architecture"
+            )
+    return nnx.state(loaded.model, nnx.Param)

@@ -1,0 +1,239 @@
+"""Next-token cross-entropy whose logits exist only one chunk of the sequence at a time.
+
+The logits of a 256k vocabulary are by far the largest array of a training step: B = 8, T = 8192 would be 67 GB in
+float32. Here a chunk of positions is projected, reduced to its loss and, when a gradient is asked for, turned into its
+share of both gradients at once; then its memory is used again. The logits are computed once (three matrix products in
+all, as without chunks), and all sums are in float32.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32, Int
+
+if TYPE_CHECKING:
+    from zoo.data import Batch
+
+CHUNK_BYTES = 16 * 2**20
+"""Aim for the float32 logits of one chunk (on CPU the fastest of 8, 16, 32 and 64 MB)."""
+
+MIN_CHUNK_LENGTH = 256
+"""Shorter chunks would read and write the [V, D] gradient more often than the products take (256k vocabulary)."""
+
+
+class LossSums(NamedTuple):
+    """Sums over the tokens of a batch; a mean per token is `loss / weight`. What is minimised is loss + z_loss."""
+
+    loss: Float32[Array, ""]
+    """Sum of weight * cross-entropy, in nats."""
+    z_loss: Float32[Array, ""]
+    """Sum of weight * coefficient * logsumexp(logits)**2."""
+    weight: Float32[Array, ""]
+    """Sum of the weights; has no gradient."""
+
+
+class LanguageModelConfig(Protocol):
+    """What the loss reads from a model's config."""
+
+    @property
+    def final_logit_soft_cap(self) -> float | None: ...
+
+
+class LanguageModel(Protocol):
+    """What the loss asks of a model."""
+
+    @property
+    def config(self) -> LanguageModelConfig: ...
+
+    def hidden_states(self, tokens: Any, *, positions: Any, segment_ids: Any, media: Any) -> Any:
+        """Tokens [B, T] to [B, T, D] after the final norm."""
+
+    def output_embedding(self) -> Any:
+        """The [V, D] matrix whose rows times the hidden states are the logits, in the compute dtype."""
+
+
+def next_token_loss(
+    model: LanguageModel, batch: Batch, *, z_loss: float = 0.0, chunk_tokens: int | None = None
+) -> LossSums:
+    """The weighted cross-entropy of a batch's targets, summed over its tokens.
+
+    `z_loss` is the coefficient of logsumexp(logits)**2 (PaLM, arXiv 2204.02311, section 5, uses 1e-4).
+    `chunk_tokens` is how many tokens of the whole (global) batch have logits at once; None: `default_chunk_length`.
+    """
+    hidden = model.hidden_states(
+        batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids, media=batch.media
+    )
+    return chunked_cross_entropy(
+        hidden,
+        model.output_embedding(),
+        batch.targets,
+        batch.loss_weights,
+        soft_cap=model.config.final_logit_soft_cap,
+        z_loss=z_loss,
+        chunk_length=None if chunk_tokens is None else max(1, chunk_tokens // hidden.shape[0]),
+    )
+
+
+def default_chunk_length(batch_size: int, length: int, vocab_size: int) -> int:
+    """Positions per row of one chunk: about CHUNK_BYTES of logits, but at least MIN_CHUNK_LENGTH or half a row."""
+    positions = CHUNK_BYTES // (4 * batch_size * vocab_size)
+    return min(length, max(positions, min(MIN_CHUNK_LENGTH, math.ceil(length / 2))))
+
+
+def chunked_cross_entropy(
+    hidden: Float[Array, "B T D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, "B T"],
+    weights: Float[Array, "B T"],
+    *,
+    soft_cap: float | None = None,
+    z_loss: float = 0.0,
+    chunk_length: int | None = None,
+    batch_groups: int = 1,
+) -> LossSums:
+    """Cross-entropy of the logits l = cap * tanh(h . E^T / cap) (without a cap, h . E^T) with the targets.
+
+        loss   = sum_bt w_bt * (logsumexp_v(l_btv) - l_bt[target_bt])
+        z_loss = sum_bt w_bt * z * logsumexp_v(l_btv)**2
+
+    in float32 whatever the inputs' dtype; the matrix products take their operands in that dtype. At most
+    [B, chunk_length, V] logits exist at once. The target of a token of weight 0 may be any number in [0, V).
+
+    `batch_groups` is the number of parts that the batch axis is sharded in: each sums its own gradient of the embedding
+    ([V, D] float32 a device), and they are added once at the end. With fewer groups the devices would exchange that
+    sum for every chunk.
+
+    Gradients reach `hidden` and `embedding` through `loss` alone and are those of loss + z_loss, so that one pass gives
+    them and the logits are neither kept nor computed twice; `z_loss` and `weight` are constants to differentiation.
+    """
+    batch_size, length, _ = hidden.shape
+    if chunk_length is None:
+        chunk_length = default_chunk_length(batch_size, length, embedding.shape[0])
+    if chunk_length < 1:
+        raise ValueError(f"chunk_length must be at least 1, not {chunk_length}")
+    if soft_cap is not None and soft_cap <= 0:
+        raise ValueError(f"soft_cap must be positive or None, not {soft_cap}")
+    if batch_groups < 1 or batch_size % batch_groups:
+        raise ValueError(f"batch_groups must divide the batch of {batch_size} sequences, not {batch_groups}")
+    weights = weights.astype(jnp.float32)
+    settings = _Settings(soft_cap, z_loss, math.ceil(length / chunk_length), batch_groups)
+    with jax.named_scope("cross_entropy"):
+        loss, z_sum = _loss_sums(settings, hidden, embedding, targets, jax.lax.stop_gradient(weights))
+    return LossSums(loss, z_sum, jax.lax.stop_gradient(jnp.sum(weights)))
+
+
+class _Settings(NamedTuple):
+    soft_cap: float | None
+    z_loss: float
+    num_chunks: int
+    batch_groups: int
+
+
+def _product(left: Array, right: Array, axes: tuple[int, int]) -> Float32[Array, "..."]:
+    """Matrix product over one axis of each, accumulated in float32; float32 operands are not rounded first."""
+    return jax.lax.dot_general(
+        left,
+        right,
+        (((axes[0],), (axes[1],)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _split(settings: _Settings, array: Array) -> Array:
+    """[B, T, ...] -> [chunks, B * chunk_length, ...], padded with zeros (weight 0) at the end of every row."""
+    batch_size, length, *rest = array.shape
+    chunk_length = math.ceil(length / settings.num_chunks)
+    padding = settings.num_chunks * chunk_length - length
+    if padding:
+        array = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * len(rest))
+    chunks = jnp.moveaxis(array.reshape(batch_size, settings.num_chunks, chunk_length, *rest), 1, 0)
+    return chunks.reshape(settings.num_chunks, batch_size * chunk_length, *rest)
+
+
+def _join(chunks: Array, batch_size: int, length: int) -> Array:
+    """The inverse of `_split`."""
+    rest = chunks.shape[2:]
+    rows = jnp.moveaxis(chunks.reshape(chunks.shape[0], batch_size, -1, *rest), 0, 1)
+    return rows.reshape(batch_size, -1, *rest)[:, :length]
+
+
+def _chunk_losses(settings: _Settings, hidden: Array, embedding: Array, targets: Array, weights: Array):
+    """Of tokens [N] in one chunk: (loss sum, z-loss sum), logits [N, V], logsumexp [N, 1]."""
+    logits = _product(hidden, embedding, (1, 1))
+    if settings.soft_cap is not None:
+        logits = settings.soft_cap * jnp.tanh(logits / settings.soft_cap)
+    log_normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)
+    loss = jnp.sum(weights * (log_normalizer - target_logits)[:, 0])
+    z_loss = settings.z_loss * jnp.sum(weights * jnp.square(log_normalizer[:, 0]))
+    return (loss, z_loss), logits, log_normalizer
+
+
+def _add(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
+    return tuple(a + b for a, b in zip(left, right, strict=True))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _loss_sums(settings: _Settings, hidden: Array, embedding: Array, targets: Array, weights: Array):
+    """(loss sum, z-loss sum) without gradients: one matrix product."""
+
+    def body(sums, chunk):
+        hidden, targets, weights = chunk
+        chunk_sums, *_ = _chunk_losses(settings, hidden, embedding, targets, weights)
+        return _add(sums, chunk_sums), None
+
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    return jax.lax.scan(body, zeros, [_split(settings, array) for array in (hidden, targets, weights)])[0]
+
+
+def _loss_sums_forward(settings: _Settings, hidden: Array, embedding: Array, targets: Array, weights: Array):
+    """The sums, and as residuals the gradients of loss + z_loss."""
+    batch_size, length, _ = hidden.shape
+
+    def grouped(tokens):
+        return tokens.reshape(settings.batch_groups, -1, *tokens.shape[1:])
+
+    def body(carry, chunk):
+        sums, embedding_gradients = carry
+        hidden, targets, weights = chunk
+        chunk_sums, logits, log_normalizer = _chunk_losses(settings, hidden, embedding, targets, weights)
+        # d/dl of w * (lse - l[target] + z * lse**2), and through the cap: d cap * tanh(x / cap) / dx = 1 - (l / cap)**2.
+        # Comparing with the target's number fuses into the pass over the logits; a scatter would be one pass more.
+        probabilities = jnp.exp(logits - log_normalizer)
+        is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
+        gradient = probabilities * (1 + 2 * settings.z_loss * log_normalizer) - is_target
+        if settings.soft_cap is not None:
+            gradient *= 1 - jnp.square(logits / settings.soft_cap)
+        gradient = (weights[:, None] * gradient).astype(hidden.dtype)
+        hidden_gradient = _product(gradient, embedding, (1, 0)).astype(hidden.dtype)
+        embedding_gradients += jax.vmap(partial(_product, axes=(0, 0)))(grouped(gradient), grouped(hidden))
+        return (_add(sums, chunk_sums), embedding_gradients), hidden_gradient
+
+    zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
+    (sums, embedding_gradients), hidden_gradients = jax.lax.scan(
+        body,
+        (zeros, jnp.zeros((settings.batch_groups, *embedding.shape), jnp.float32)),
+        [_split(settings, array) for array in (hidden, targets, weights)],
+    )
+    embedding_gradient = jnp.sum(embedding_gradients, axis=0).astype(embedding.dtype)
+    return sums, (_join(hidden_gradients, batch_size, length), embedding_gradient)
+
+
+def _loss_sums_backward(settings: _Settings, residuals: tuple[Array, Array], cotangents: tuple[Array, Array]):
+    hidden_gradient, embedding_gradient = residuals
+    scale, _ = cotangents  # z_loss is inside the gradient of the loss
+    return (
+        (scale * hidden_gradient).astype(hidden_gradient.dtype),
+        (scale * embedding_gradient).astype(embedding_gradient.dtype),
+        None,
+        None,
+    )
+
+
+_loss_sums.defvjp(_loss_sums_forward, _loss_sums_backward)

@@ -1,0 +1,150 @@
+"""AdamW with decoupled weight decay, learning-rate schedules, gradient clipping, frozen parameters."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from zoo.errors import UserError, nearest_name
+from zoo.training.parameters import flatten_with_names, matching_names, nested_dict
+
+Schedule = Literal["cosine", "wsd", "constant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) and its learning-rate schedule."""
+
+    learning_rate: float = 1e-3
+    """Peak learning rate."""
+    schedule: Schedule = "cosine"
+    """After the warm-up: "cosine" to the final rate, "wsd" (stable, then decay: warm-up-stable-decay) or "constant"."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up; the first step already has rate learning_rate / warmup_steps, not 0."""
+    final_learning_rate_fraction: float = 0.1
+    """The rate at the end of the schedule, as a fraction of the peak (not for "constant")."""
+    decay_fraction: float = 0.2
+    """The last part of all steps, in which "wsd" decays."""
+    b1: float = 0.9
+    """Decay of the mean of the gradients."""
+    b2: float = 0.95
+    """Decay of the mean of the squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    weight_decay: float = 0.1
+    """Every step multiplies the decayed parameters with 1 - rate * weight_decay (as torch.optim.AdamW)."""
+    decay_all: bool = False
+    """Decay norm scales and biases too; otherwise only matrices and embeddings."""
+    clip_norm: float | None = 1.0
+    """Gradients whose global norm is larger are scaled down to it; None or 0 is off."""
+    accumulation_steps: int = 1
+    """Micro-batches that a step's batch is split into; the gradient is that of the whole batch."""
+    mu_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Storage of the first moment; "bfloat16" saves 2 bytes per parameter."""
+
+    def __post_init__(self) -> None:
+        if self.schedule not in get_args(Schedule):
+            raise UserError(f"schedule {self.schedule!r} is unknown; {nearest_name(self.schedule, get_args(Schedule))}")
+        if self.mu_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"mu_dtype must be float32 or bfloat16, not {self.mu_dtype!r}")
+        for name, low, high in (
+            ("learning_rate", 0.0, 10.0),
+            ("warmup_steps", 0, 10**9),
+            ("final_learning_rate_fraction", 0.0, 1.0),
+            ("decay_fraction", 0.0, 1.0),
+            ("b1", 0.0, 1 - 1e-9),
+            ("b2", 0.0, 1 - 1e-9),
+            ("eps", 0.0, 1.0),
+            ("weight_decay", 0.0, 10.0),
+            ("clip_norm", 0.0, float("inf")),
+            ("accumulation_steps", 1, 10**6),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:  # also refuses NaN
+                raise UserError(f"{name} must be between {low:g} and {high:g}, not {value}")
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
+    """The learning rate of step s = 0, 1, ..., steps - 1 of a run, as a function of an int or int32 array.
+
+    warm-up:  peak * (s + 1) / warmup_steps             for s < warmup_steps
+    cosine:   from peak at warmup_steps to final at steps, half a cosine
+    wsd:      peak, then over the last decay_fraction * steps from peak to final as 1 - sqrt(progress), which beats a
+              linear decay (Hägele et al., arXiv 2405.18392, section 4)
+    """
+    if steps < 1:
+        raise UserError(f"steps must be at least 1, not {steps}")
+    peak, final = config.learning_rate, config.final_learning_rate_fraction
+    start = config.warmup_steps
+    if config.schedule == "wsd":
+        start = max(start, steps - round(config.decay_fraction * steps))
+
+    def schedule(step: Any) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        warmup = jnp.minimum(1.0, (step + 1) / max(1, config.warmup_steps))
+        progress = jnp.clip((step - start) / max(1, steps - start), 0.0, 1.0)
+        match config.schedule:
+            case "cosine":
+                remaining = 0.5 * (1 + jnp.cos(jnp.pi * progress))
+            case "wsd":
+                remaining = 1 - jnp.sqrt(progress)
+            case "constant":
+                remaining = jnp.ones_like(progress)
+        return peak * warmup * (final + (1 - final) * remaining)
+
+    return schedule
+
+
+def is_decayed(name: str) -> bool:
+    """Whether weight decay applies to the parameter called `name`: not to norm scales and biases.
+
+    Decided by name, because the parameters of scanned layers have one axis more.
+    """
+    return name.rsplit("/", 1)[-1] not in ("scale", "bias")
+
+
+def make_optimizer(
+    config: OptimizerConfig, steps: int, params: Any, frozen_patterns: Sequence[str] = ()
+) -> optax.GradientTransformation:
+    """AdamW as `config` says, for the parameters of a model (nnx.State or nested dictionary; shapes suffice).
+
+    Parameters covered by a pattern (see `zoo.training.parameters.matches`) get update 0, no decay and no optimizer
+    state, and do not count for the gradient norm that is clipped. The optimizer state holds nested dictionaries
+    of the other parameters with string keys (`{"layers": {"0": ...}}`), whatever type `params` has.
+    Raises UserError for a pattern that matches nothing and when nothing is left to train.
+    """
+    names = list(flatten_with_names(params))
+    frozen = matching_names(names, frozen_patterns)
+    trained = [name for name in names if name not in frozen]
+    if not trained:
+        raise UserError(f"--freeze {' '.join(frozen_patterns)} leaves no parameter to train")
+    decayed = nested_dict({name: config.decay_all or is_decayed(name) for name in trained})
+    adamw = optax.adamw(
+        make_schedule(config, steps),
+        b1=config.b1,
+        b2=config.b2,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        mask=decayed,
+        mu_dtype=config.mu_dtype,
+    )
+    clipping = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
+    inner = optax.chain(*clipping, adamw)
+
+    def select(tree: Any) -> dict[str, Any]:
+        named = flatten_with_names(tree)
+        return nested_dict({name: named[name] for name in trained})
+
+    def init(params: Any) -> optax.OptState:
+        return inner.init(select(params))
+
+    def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
+        selected, state = inner.update(select(updates), state, select(params))
+        new = flatten_with_names(selected)
+        leaves = [new[name] if name in new else jnp.zeros_like(leaf) for name, leaf in flatten_with_names(updates).items()]
+        return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,153 @@
+"""One training step and one evaluation step, as pure functions of a state and a batch."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Int32
+
+from zoo.errors import UserError
+from zoo.training.losses import LossSums
+from zoo.training.parameters import flatten_with_names, matching_names
+from zoo.training.state import TrainState, add_tokens
+
+LossFunction = Callable[..., LossSums]
+"""`loss_fn(model, batch) -> LossSums`; a stochastic one is called with a keyword `rng`, a typed key."""
+
+Metrics = dict[str, Array]
+TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+def count_batch_tokens(batch: Any) -> Int32[Array, ""]:
+    """Tokens of a batch that are not padding (segment id 0)."""
+    return jnp.count_nonzero(batch.segment_ids).astype(jnp.int32)
+
+
+def make_train_step(
+    graphdef: nnx.GraphDef,
+    loss_fn: LossFunction,
+    optimizer: optax.GradientTransformation,
+    *,
+    schedule: optax.Schedule,
+    accumulation_steps: int = 1,
+    frozen_patterns: Sequence[str] = (),
+    stochastic: bool = False,
+    count_tokens: Callable[[Any], Int32[Array, ""]] = count_batch_tokens,
+) -> TrainStep:
+    """A function `train_step(state, batch) -> (state, metrics)`, to be compiled with `jit_train_step`.
+
+    `graphdef` is the static part of `nnx.split(model, nnx.Param)`, whose other part is `state.params`. The gradient is
+    that of sum(loss + z_loss) / sum(weight) over the whole batch. It is the same (but for rounding) when the batch is
+    split in `accumulation_steps` micro-batches, of which one at a time is in memory, however the weights are
+    distributed. Parameters covered by `frozen_patterns` are not differentiated; give `make_optimizer` the same patterns.
+    `schedule` is only reported.
+
+    A step whose loss or gradient norm is not finite changes nothing in the state: metrics["finite"] is False, and the
+    caller should stop. Metrics (float32 scalars): loss and z_loss per unit of weight, in nats; grad_norm before
+    clipping; learning_rate of this update; weight, the sum of the loss weights; tokens (int32), not padding; finite.
+
+    A stochastic loss gets `rng=` a key that is different for every step and micro-batch.
+    """
+
+    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        named = flatten_with_names(state.params)
+        structure = jax.tree.structure(state.params)
+        frozen = matching_names(list(named), frozen_patterns)
+
+        def objective(trained: dict[str, Array], batch: Any, rng: Array) -> tuple[Array, LossSums]:
+            params = jax.tree.unflatten(structure, [trained.get(name, leaf) for name, leaf in named.items()])
+            extra = {"rng": rng} if stochastic else {}
+            sums = loss_fn(nnx.merge(graphdef, params), batch, **extra)
+            return sums.loss + sums.z_loss, sums
+
+        trained = {name: leaf for name, leaf in named.items() if name not in frozen}
+        rng = jax.random.fold_in(state.rng, state.step)
+        with jax.named_scope("loss_and_gradient"):
+            sums, gradients = _sums_and_gradients(objective, trained, batch, rng, accumulation_steps)
+        divisor = jnp.where(sums.weight > 0, sums.weight, 1.0)
+        gradients = {name: gradient / divisor for name, gradient in gradients.items()}
+        loss, grad_norm = sums.loss / divisor, optax.global_norm(gradients)
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+
+        with jax.named_scope("optimizer"):
+            gradients = jax.tree.unflatten(
+                structure,
+                [gradients[n].astype(p.dtype) if n in gradients else jnp.zeros_like(p) for n, p in named.items()],
+            )
+            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+            updates = flatten_with_names(updates)
+            params = [p if n in frozen else jnp.where(finite, p + updates[n], p) for n, p in named.items()]
+        new_state = TrainState(
+            step=jnp.where(finite, state.step + 1, state.step),
+            tokens=jnp.where(finite, add_tokens(state.tokens, count_tokens(batch)), state.tokens),
+            params=jax.tree.unflatten(structure, params),
+            opt_state=jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state),
+            rng=state.rng,
+        )
+        metrics = {
+            "loss": loss,
+            "z_loss": sums.z_loss / divisor,
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "weight": sums.weight,
+            "tokens": count_tokens(batch),
+            "finite": finite,
+        }
+        return new_state, metrics
+
+    return train_step
+
+
+def jit_train_step(train_step: TrainStep, state: TrainState) -> Any:
+    """The compiled step. It consumes (donates) its state and returns one with the shardings of `state`; metrics are
+    replicated. Without fixed shardings XLA might choose others for the result, and compile again for the second step."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, state.step.sharding))
+
+
+def make_eval_step(graphdef: nnx.GraphDef, loss_fn: LossFunction) -> Callable[[Any, Any], LossSums]:
+    """A compiled function `eval_step(params, batch) -> LossSums`; sums, so that batches of any weights can be added."""
+
+    @jax.jit
+    def eval_step(params: Any, batch: Any) -> LossSums:
+        return loss_fn(nnx.merge(graphdef, params), batch)
+
+    return eval_step
+
+
+def split_microbatches(batch: Any, count: int) -> Any:
+    """Every array [B, ...] of a batch as [count, B / count, ...]: micro-batch i has the rows i, i + count, ...
+
+    With this order every device keeps its own rows when B is sharded; contiguous pieces would have to move.
+    """
+
+    def split(array: Array) -> Array:
+        if array.shape[0] % count:
+            raise UserError(f"a batch of {array.shape[0]} sequences cannot be split in {count} accumulation steps")
+        return jnp.moveaxis(array.reshape(-1, count, *array.shape[1:]), 1, 0)
+
+    return jax.tree.map(split, batch)
+
+
+def _sums_and_gradients(
+    objective: Callable[..., tuple[Array, LossSums]], trained: dict[str, Array], batch: Any, rng: Array, count: int
+) -> tuple[LossSums, dict[str, Array]]:
+    """Sums of the losses and of their gradients over `count` micro-batches."""
+    gradient_of = jax.grad(objective, has_aux=True)
+    if count == 1:
+        gradients, sums = gradient_of(trained, batch, rng)
+        return sums, gradients
+
+    def body(carry: Any, inputs: Any) -> tuple[Any, None]:
+        index, microbatch = inputs
+        gradients, sums = gradient_of(trained, microbatch, jax.random.fold_in(rng, index))
+        return jax.tree.map(jnp.add, carry, (sums, gradients)), None
+
+    zero = jnp.zeros((), jnp.float32)
+    zeros = {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in trained.items()}
+    inputs = (jnp.arange(count), split_microbatches(batch, count))
+    (sums, gradients), _ = jax.lax.scan(body, (LossSums(zero, zero, zero), zeros), inputs)
+    return sums, gradients
