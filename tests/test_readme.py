@@ -1,6 +1,8 @@
 """What README.md promises exists: its two commands, the modules and files it names, the sizes in its table."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,3 +70,21 @@ def test_the_table_of_presets_says_what_the_configs_count() -> None:
         assert heads == f"{config.num_heads} / {config.num_kv_heads}"
     for name in re.findall(r"`(gemma2-[a-z0-9-]+)`", README):
         assert name in presets, name
+
+
+def examples() -> dict[str, set[str]]:
+    """The commands of README's shell blocks, each with the options that the examples give it."""
+    found: dict[str, set[str]] = {}
+    for block in re.findall(r"^```bash\n(.*?)^```$", README, re.DOTALL | re.MULTILINE):
+        for module, arguments in re.findall(r"python -m (zoo\.[a-z]+)(.*)$", block, re.MULTILINE):
+            found.setdefault(module, set()).update(re.findall(r"(?<=\s)--[a-z.-]+", arguments))
+    return found
+
+
+@pytest.mark.parametrize("module", sorted(examples()))
+def test_the_options_of_the_examples_are_in_the_help(module: str, repository: Path) -> None:
+    command = [sys.executable, "-m", module, "--help"]
+    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    for option in examples()[module]:
+        assert re.search(rf"{option}\b", done.stdout), option

@@ -17,7 +17,7 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main` and exits: 2 with one line on standard error for a `UserError`; other errors propagate."""
+    """Runs a command's `main`; a `UserError` becomes one line on standard error and exit code 2."""
     try:
         main()
     except UserError as error:

@@ -24,7 +24,7 @@ class Generate:
     """Continues prompts with a trained model. Text goes to standard output, everything else to standard error."""
 
     checkpoint: Path
-    """A run directory of zoo.train, a checkpoint in it, or a Hugging Face model folder."""
+    """A run directory of zoo.train, a checkpoint in it, a Hugging Face folder or a google-deepmind/gemma tree."""
     prompt: tuple[str, ...] = ()
     """One or more prompts; several are generated as one batch."""
     chat: bool = False
@@ -47,8 +47,8 @@ class Generate:
     """The same seed and prompt give the same text."""
     stop_tokens: tuple[int, ...] | None = None
     """Ids that end a row. Default: the model's end tokens for --prompt and --chat, none for --tokens."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of weights and activations."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -91,7 +91,8 @@ def _load(options: Generate, *, tokenizer_needed: bool):
     from zoo.nn import Execution
 
     dtype = options.compute_dtype
-    loaded = zoo.load(options.checkpoint, execution=Execution(compute_dtype=dtype, param_dtype=dtype))
+    execution = None if dtype is None else Execution(compute_dtype=dtype, param_dtype=dtype)
+    loaded = zoo.load(options.checkpoint, execution=execution)
     if not hasattr(loaded.model, "init_cache"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} generates no text")
     if tokenizer_needed and loaded.tokenizer is None:

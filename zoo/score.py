@@ -24,7 +24,7 @@ class Score:
     """Scores tokens or text under a trained model: a table on standard output, and files where asked for."""
 
     checkpoint: Path
-    """A run directory of zoo.train, a checkpoint in it, or a Hugging Face model folder."""
+    """A run directory of zoo.train, a checkpoint in it, a Hugging Face folder or a google-deepmind/gemma tree."""
     tokens: Path | None = None
     """int [B, T] .npy file of token ids."""
     mask: Path | None = None
@@ -44,8 +44,8 @@ class Score:
     """Rows (or windows) that go through the model at a time."""
     json: Path | None = None
     """File for the same figures as JSON."""
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"
-    """Dtype of weights and activations."""
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -78,7 +78,8 @@ def _load(options: Score, *, tokenizer_needed: bool):
     from zoo.nn import Execution
 
     dtype = options.compute_dtype
-    loaded = zoo.load(options.checkpoint, execution=Execution(compute_dtype=dtype, param_dtype=dtype))
+    execution = None if dtype is None else Execution(compute_dtype=dtype, param_dtype=dtype)
+    loaded = zoo.load(options.checkpoint, execution=execution)
     if not hasattr(loaded.model, "logits"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} predicts no tokens")
     if tokenizer_needed and loaded.tokenizer is None:

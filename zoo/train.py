@@ -7,26 +7,27 @@ SIGTERM finish the step and save first.
 
 import functools
 import json
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from zoo.data import open_corpus, train_dataset, validation_dataset
-from zoo.errors import run_command
+from zoo.data import baselines, epochs_read, open_corpus, train_dataset, validation_dataset
+from zoo.errors import UserError, run_command
 from zoo.parallel import activation_sharding, batch_sharding, make_mesh
 from zoo.recipes import DEFAULT, Recipe, description, recipe, recipe_to_dict, recipes
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.command_line import parse_recipe, take_flag
-from zoo.recipes.report import comparison, sample_text, what_next
+from zoo.recipes.console import say, show_logs
+from zoo.recipes.report import comparison, draw_losses, opening, sample_text, what_next
 from zoo.recipes.run import begin_run, choose_tokenizer, describe_run, resolve_model, saved_run
-from zoo.recipes.weights import abstract_model, restore_or_begin
-from zoo.training.checkpoints import Checkpoints
+from zoo.recipes.weights import abstract_model, check_init_from, restore_or_begin
+from zoo.training.checkpoints import Checkpoints, disk_is_full
 from zoo.training.evaluation import make_evaluation
 from zoo.training.loop import run_loop
 from zoo.training.losses import next_token_loss
+from zoo.training.metrics import open_record
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.run_directory import RunLock, run_description
 from zoo.training.state import abstract_state
@@ -47,9 +48,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     if print_config:
         print(json.dumps(recipe_to_dict(chosen), indent=2))
         return
-    # What goes wrong in a background save is raised where it is waited for; the libraries' own logs would say it twice.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
-    train(chosen)
+    show_logs()
+    try:
+        train(chosen)
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        raise UserError(f"the disk is full ({error}); free some space and run the same command again") from error
 
 
 def train(recipe: Recipe) -> None:
@@ -57,6 +62,8 @@ def train(recipe: Recipe) -> None:
     # ---- run: its folder is ours alone, and what is in it belongs to this recipe
     recipe = resolve_model(recipe)
     saved = saved_run(recipe)
+    if saved is None:
+        check_init_from(recipe)
     run = Path(recipe.run_dir)
     lock = RunLock(run)
 
@@ -83,6 +90,8 @@ def train(recipe: Recipe) -> None:
         if data_position is not None:
             batches.set_state(data_position)
         begin_run(info, tokenizer, new=saved is None)
+        first_step = int(state.step)
+        say(opening(recipe, mesh, corpus, tokenizer, first_step))
 
         # ---- step
         loss = functools.partial(next_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
@@ -97,7 +106,18 @@ def train(recipe: Recipe) -> None:
         evaluate = make_evaluation(model.graphdef, loss, held_out, sharding, tokenizer.token_bytes())
 
         # ---- loop
-        with activation_sharding(mesh, recipe.rules):
+        record = open_record(
+            run,
+            first_step=first_step,
+            steps=recipe.loop.steps,
+            log_every=recipe.loop.log_every,
+            flops_per_token=recipe.model.flops_per_token(recipe.data.sequence_length),
+            devices=mesh.devices.flat,
+            tensorboard=recipe.tensorboard,
+            wandb=recipe.wandb,
+            config=recipe_to_dict(recipe),
+        )
+        with record, activation_sharding(mesh, recipe.rules):
             outcome = run_loop(
                 state,
                 jit_train_step(train_step, abstract_state(model.params, optimizer)),
@@ -107,18 +127,21 @@ def train(recipe: Recipe) -> None:
                 sharding=sharding,
                 checkpoints=checkpoints,
                 evaluate=evaluate,
-                record=print,
+                record=record,
                 meta={"run": run_description(info)},
+                epochs=functools.partial(epochs_read, corpus=corpus, shard_count=jax.process_count()),
             )
 
     # ---- report
     if outcome.stopped:
-        print(f"stopped after step {outcome.step} of {recipe.loop.steps}, saved; the same command resumes from {run}")
+        say(f"stopped after step {outcome.step} of {recipe.loop.steps}; saved: the same command resumes from {run}")
         return
-    validation = outcome.validation or evaluate(outcome.state.params)
-    print(comparison(validation, corpus, tokenizer, held_out))
-    print(sample_text(recipe, model.graphdef, outcome.state.params, tokenizer))
-    print(what_next(recipe))
+    frequencies = baselines(corpus, tokenizer, held_out) if held_out else None
+    say(f"\n{comparison(outcome.validation or evaluate(outcome.state.params), frequencies)}")
+    say(draw_losses(recipe, frequencies))
+    if recipe.sample_tokens:
+        say(f"\na sample:\n{sample_text(recipe, model.graphdef, outcome.state.params, tokenizer)}")
+    say(f"\n{what_next(recipe)}")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """A small corpus of real text and a tokenizer trained on it, shared by the tests of zoo/data."""
 
+import argparse
+import ast
+import json.decoder
+import string
 import textwrap
 from pathlib import Path
 
@@ -7,14 +11,15 @@ import pytest
 
 from zoo.data import DataConfig, Tokenizer, open_corpus, train_tokenizer
 
-MODULES = (textwrap, __import__("json.decoder").decoder, __import__("string"), __import__("argparse"), __import__("ast"))
+MODULES = (textwrap, json.decoder, string, argparse, ast)
 VOCAB_SIZE = 600
 
 
 @pytest.fixture(scope="session")
 def texts() -> list[str]:
     """Some hundred paragraphs of Python source, of very different lengths."""
-    return [part for module in MODULES for part in Path(module.__file__).read_text("utf-8").split("\n\n") if part.strip()]
+    sources = (Path(module.__file__).read_text("utf-8") for module in MODULES)
+    return [part for source in sources for part in source.split("\n\n") if part.strip()]
 
 
 @pytest.fixture(scope="session")

@@ -59,7 +59,8 @@ def test_a_big_text_file_is_cut_into_pieces_that_join_to_the_file(tmp_path, text
 
 
 def test_json_lines_give_the_text_field_and_leave_out_empty_texts_and_blank_lines(tmp_path):
-    (tmp_path / "a.jsonl").write_text('{"text": "a\\nb"}\n\n{"text": ""}\n{"text": " "}\r\n{"text": "\\u00e4", "id": 3}')
+    lines = ['{"text": "a\\nb"}', "", '{"text": ""}', '{"text": " "}\r', '{"text": "\\u00e4", "id": 3}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
     found = opened(tmp_path / "a.jsonl")
     assert list(found) == ["a\nb", "ä"]
     assert found.num_skipped == 2
@@ -144,9 +145,7 @@ def test_an_empty_file_has_no_documents(tmp_path):
 
 def write_parquet(path: Path, columns: dict, **keywords):
     pyarrow = pytest.importorskip("pyarrow")
-    import pyarrow.parquet
-
-    pyarrow.parquet.write_table(pyarrow.table(columns), path, **keywords)
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.table(columns), path, **keywords)
 
 
 def test_parquet_rows_of_the_text_column_are_documents_without_nulls_and_empty_ones(tmp_path):

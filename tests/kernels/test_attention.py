@@ -11,8 +11,8 @@ import pytest
 
 from zoo.kernels import dot_product_attention
 from zoo.kernels.attention import xla
-from zoo.kernels.attention.reference import reference_attention
 from zoo.kernels.attention.inputs import check_inputs
+from zoo.kernels.attention.reference import reference_attention
 
 
 def arrays(batch=2, queries=300, keys=None, heads=4, kv_heads=2, head_dim=16, dtype=jnp.float32, seed=0):

@@ -76,7 +76,7 @@ def test_query_scale_of_each_size(name, scale, cap):
 
 def test_embedding_normaliser_is_rounded_to_bfloat16():
     for name, rounded in (("gemma2-2b", 48.0), ("gemma2-9b", 59.75), ("gemma2-27b", 68.0)):
-        assert float(jnp.asarray(preset(name).embed_dim**0.5, jnp.bfloat16)) == rounded
+        assert float(jnp.asarray(preset(name).embed_dim ** 0.5, jnp.bfloat16)) == rounded
 
 
 def test_scanned_and_unrolled_layers_compute_the_same():
@@ -179,7 +179,9 @@ def test_each_classical_mistake_moves_the_logits(change):
     graphdef, state = nnx.split(make())
     wrong, _ = nnx.split(make(dataclasses.replace(TINY, **change)))
     right = _run(graphdef, state, tokens(), {})
-    assert float(jnp.abs(_run(wrong, state, tokens(), {}) - right).max()) > (1e-5 if "attn_logit_soft_cap" in change else 1e-2)
+    assert float(jnp.abs(_run(wrong, state, tokens(), {}) - right).max()) > (
+        1e-5 if "attn_logit_soft_cap" in change else 1e-2
+    )
 
 
 def test_media_is_refused():

@@ -9,7 +9,11 @@ from zoo.nn.parameters import fan_in_normal, parameter, project
 
 @pytest.mark.parametrize(
     ("equation", "inputs", "weight"),
-    [("btd,df->btf", (2, 3, 8), (8, 5)), ("btd,dnh->btnh", (2, 3, 8), (8, 4, 2)), ("btnh,nhd->btd", (2, 3, 4, 2), (4, 2, 8))],
+    [
+        ("btd,df->btf", (2, 3, 8), (8, 5)),
+        ("btd,dnh->btnh", (2, 3, 8), (8, 4, 2)),
+        ("btnh,nhd->btd", (2, 3, 4, 2), (4, 2, 8)),
+    ],
 )
 def test_project_is_the_einsum_of_its_equation(equation, inputs, weight):
     x, w = jax.random.normal(jax.random.key(0), inputs), jax.random.normal(jax.random.key(1), weight)
@@ -22,7 +26,9 @@ def test_project_refuses_an_equation_it_cannot_flatten():
 
 
 def test_project_keeps_the_activation_dtype():
-    assert project("btd,df->btf", jnp.ones((1, 1, 8), jnp.bfloat16), jnp.ones((8, 4), jnp.float32)).dtype == jnp.bfloat16
+    assert (
+        project("btd,df->btf", jnp.ones((1, 1, 8), jnp.bfloat16), jnp.ones((8, 4), jnp.float32)).dtype == jnp.bfloat16
+    )
 
 
 def test_fan_in_normal_gives_unit_variance_products():
@@ -33,6 +39,9 @@ def test_fan_in_normal_gives_unit_variance_products():
 
 def test_a_parameter_carries_one_axis_name_per_dimension():
     rngs = nnx.Rngs(0)
-    assert parameter(rngs, (4, 2), ("embed", "mlp"), fan_in_normal(4), jnp.float32).get_metadata("axes") == ("embed", "mlp")
+    assert parameter(rngs, (4, 2), ("embed", "mlp"), fan_in_normal(4), jnp.float32).get_metadata("axes") == (
+        "embed",
+        "mlp",
+    )
     with pytest.raises(ValueError, match="differ in length"):
         parameter(rngs, (4, 2), ("embed",), fan_in_normal(4), jnp.float32)

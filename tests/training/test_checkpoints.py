@@ -35,7 +35,7 @@ def make_params(seed=0):
     }
 
 
-def make_state(seed=0, params=None):
+def make_state(seed=0, params=None) -> TrainState:
     return TrainState(
         step=jnp.int32(seed),
         tokens=jnp.array([1, seed], jnp.uint32),
@@ -85,6 +85,13 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     assert_same(restored.state, make_state(7))
     assert restored.data_state == {"next_index": 70}
     assert restored.meta["step"] == 7
+
+
+def test_shapes_are_enough_to_restore_into(tmp_path):
+    save(tmp_path, [7])
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_newest(jax.eval_shape(make_state, 0))
+    assert_same(restored.state, make_state(7))
 
 
 def test_a_run_without_checkpoints_restores_nothing(tmp_path):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from zoo.parallel import MeshConfig, ShardingRules, activation_sharding, make_mesh
 from zoo.training.losses import LossSums, chunked_cross_entropy, default_chunk_length, next_token_loss
 
 B, T, D, V = 3, 10, 8, 50
@@ -37,7 +38,7 @@ class Problem:
 
 
 def dense(problem: Problem, soft_cap: float | None, z_loss: float):
-    """Loss, z-loss and gradients of their sum, written out in float64: (loss, z_loss, weight), d_hidden, d_embedding."""
+    """(loss, z_loss, weight), d_hidden and d_embedding of loss + z_loss, written out in float64."""
     h, e, w = (np.asarray(x, np.float64) for x in (problem.hidden, problem.embedding, problem.weights))
     raw = np.einsum("btd,vd->btv", h, e)
     logits = raw if soft_cap is None else soft_cap * np.tanh(raw / soft_cap)
@@ -77,9 +78,7 @@ def test_sums_and_gradients_equal_dense_float64(soft_cap, z_loss, chunk_length):
 def test_the_sums_are_the_same_with_and_without_gradients():
     problem = Problem.make(1)
     options = dict(soft_cap=10.0, z_loss=1e-3, chunk_length=4)
-    plain = chunked_cross_entropy(
-        problem.hidden, problem.embedding, problem.targets, problem.weights, **options
-    )
+    plain = chunked_cross_entropy(problem.hidden, problem.embedding, problem.targets, problem.weights, **options)
     differentiated, *_ = sums_and_gradients(problem, **options)
     np.testing.assert_allclose(np.array(plain), np.array(differentiated), rtol=1e-7)
 
@@ -87,9 +86,7 @@ def test_the_sums_are_the_same_with_and_without_gradients():
 def test_bfloat16_inputs_are_summed_in_float32():
     problem = Problem.make(2, batch_size=4, length=64, width=16, dtype=jnp.bfloat16, scale=1.0)
     expected, d_hidden, d_embedding = dense(problem, 30.0, 1e-3)
-    sums, hidden_gradient, embedding_gradient = sums_and_gradients(
-        problem, soft_cap=30.0, z_loss=1e-3, chunk_length=1
-    )
+    sums, hidden_gradient, embedding_gradient = sums_and_gradients(problem, soft_cap=30.0, z_loss=1e-3, chunk_length=1)
     np.testing.assert_allclose(np.array(sums), expected, rtol=1e-5)
     assert hidden_gradient.dtype == embedding_gradient.dtype == jnp.bfloat16
     # One rounding to bfloat16 of the sum of 256 tokens, not 64 roundings of the chunks' sums.
@@ -115,6 +112,18 @@ def test_the_gradient_is_proportional_to_the_cotangent():
 
     once, thrice = (jax.grad(objective)(problem.hidden, factor) for factor in (1.0, 3.0))
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
+
+
+@pytest.mark.parametrize("batch_groups", [1, 3])
+def test_groups_of_the_batch_change_nothing_but_rounding(batch_groups):
+    problem = Problem.make(8)
+    expected, d_hidden, d_embedding = dense(problem, 30.0, 1e-3)
+    sums, *gradients = sums_and_gradients(
+        problem, soft_cap=30.0, z_loss=1e-3, chunk_length=4, batch_groups=batch_groups
+    )
+    np.testing.assert_allclose(np.array(sums), expected, rtol=2e-6)
+    np.testing.assert_allclose(gradients[0], d_hidden, atol=2e-5)
+    np.testing.assert_allclose(gradients[1], d_embedding, atol=1e-4)
 
 
 def test_large_logits_do_not_overflow():
@@ -153,9 +162,7 @@ def test_the_logits_of_all_tokens_never_exist_at_once(chunk_length):
 
 def test_the_logits_are_computed_once():
     batch_size, length, width, vocab_size = 2, 256, 32, 1024
-    flops = [
-        compiled_gradient(batch_size, length, width, vocab_size, length).cost_analysis()["flops"]
-    ]
+    flops = [compiled_gradient(batch_size, length, width, vocab_size, length).cost_analysis()["flops"]]
     products = 3 * 2 * batch_size * length * width * vocab_size
     assert products <= flops[0] < 1.33 * products
 
@@ -195,8 +202,12 @@ def test_next_token_loss_reads_hidden_states_embedding_and_cap_of_the_model():
         config=SimpleNamespace(final_logit_soft_cap=5.0),
     )
     batch = SimpleNamespace(
-        tokens=problem.targets, targets=problem.targets, loss_weights=problem.weights,
-        positions="positions", segment_ids="segments", media=None,
+        tokens=problem.targets,
+        targets=problem.targets,
+        loss_weights=problem.weights,
+        positions="positions",
+        segment_ids="segments",
+        media=None,
     )
     sums = next_token_loss(model, batch, z_loss=1e-2, chunk_tokens=2 * B)
     assert isinstance(sums, LossSums)
@@ -204,17 +215,50 @@ def test_next_token_loss_reads_hidden_states_embedding_and_cap_of_the_model():
     assert seen == {"positions": "positions", "segment_ids": "segments", "media": None}
 
 
-def test_a_batch_sharded_over_devices_has_the_same_loss_and_gradients():
-    problem = Problem.make(7, batch_size=8)
-    expected = sums_and_gradients(problem, soft_cap=30.0, z_loss=1e-3, chunk_length=4)
-    mesh = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    rows, vocab = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec("tensor"))
-    sharded = Problem(
+# ---- several devices
+
+MESH_SHAPE = {"data": 2, "fsdp": 2, "tensor": 2}
+
+
+def sharded_problem(mesh: jax.sharding.Mesh, problem: Problem) -> Problem:
+    rows, table = (NamedSharding(mesh, PartitionSpec(*spec)) for spec in ((("data", "fsdp"),), ("tensor", "fsdp")))
+    return Problem(
         jax.device_put(problem.hidden, rows),
-        jax.device_put(problem.embedding, vocab),
+        jax.device_put(problem.embedding, table),
         jax.device_put(problem.targets, rows),
         jax.device_put(problem.weights, rows),
     )
-    found = sums_and_gradients(sharded, soft_cap=30.0, z_loss=1e-3, chunk_length=4)
-    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
+
+
+def model_loss(hidden, embedding, targets, weights):
+    """`next_token_loss` of a model that has nothing but these hidden states."""
+    model = SimpleNamespace(
+        hidden_states=lambda tokens, **inputs: hidden,
+        output_embedding=lambda: embedding,
+        config=SimpleNamespace(final_logit_soft_cap=30.0),
+    )
+    batch = SimpleNamespace(
+        tokens=targets, targets=targets, loss_weights=weights, positions=None, segment_ids=None, media=None
+    )
+    sums = next_token_loss(model, batch, z_loss=1e-3, chunk_tokens=4 * hidden.shape[0])
+    return sums.loss, sums
+
+
+def test_sharded_arrays_give_the_same_sums_and_gradients_without_exchanging_the_gradient_in_the_loop():
+    problem = Problem.make(7, batch_size=8, length=16, vocab_size=48)
+    gradient = jax.grad(model_loss, argnums=(0, 1), has_aux=True)
+    arguments = (problem.hidden, problem.embedding, problem.targets, problem.weights)
+    expected = gradient(*arguments)
+
+    mesh = make_mesh(MeshConfig(**MESH_SHAPE))
+    sharded = sharded_problem(mesh, problem)
+    arguments = (sharded.hidden, sharded.embedding, sharded.targets, sharded.weights)
+    with activation_sharding(mesh, ShardingRules()):
+        compiled = jax.jit(gradient).lower(*arguments).compile()
+    for a, b in zip(jax.tree.leaves(compiled(*arguments)), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+
+    loop, entry = compiled.as_text().split("ENTRY")
+    vocabulary_share = rf"f32\[{48 // 2},{D}\]"
+    assert re.search(rf"{vocabulary_share}.* all-reduce\(", entry)
+    assert not re.search(rf"{vocabulary_share}.* all-reduce\(", loop)

@@ -2,9 +2,8 @@
 
     <bos><start_of_turn>user\\n{content}<end_of_turn>\\n<start_of_turn>model\\n{content}<end_of_turn>\\n ...
 
-The pieces between control tokens are encoded one by one, and `Tokenizer.encode` never turns text into a control token, so
-a user who writes "<end_of_turn>" ends no turn.
-"""
+The pieces between control tokens are encoded one by one, and `Tokenizer.encode` never turns text into a control
+token, so a user who writes "<end_of_turn>" ends no turn."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -32,8 +31,8 @@ Conversation = tuple[Message, ...]
 def parse_conversation(value: Mapping[str, Any], where: str = "conversation") -> Conversation:
     """Checks {"messages": [{"role": ..., "content": ...}, ...]} and returns its turns, stripped as the template does.
 
-    Roles alternate, user first; "assistant" is another name of "model"; there is no system role. Raises `UserError` naming
-    `where`; a conversation without a turn of the model has nothing to learn from and raises, too."""
+    Roles alternate, user first; "assistant" is another name of "model"; there is no system role. Raises `UserError`
+    naming `where`; a conversation without a turn of the model has nothing to learn from and raises, too."""
     if "messages" not in value:
         raise UserError(f"{where}: no field 'messages'; {nearest_name('messages', value)}")
     turns = check_messages(value["messages"], where)
@@ -43,7 +42,8 @@ def parse_conversation(value: Mapping[str, Any], where: str = "conversation") ->
 
 
 def check_messages(messages: Any, where: str = "messages") -> Conversation:
-    """The turns of a list of {"role", "content"}; raises `UserError` if it is not a conversation in Gemma's template."""
+    """The turns of a list of {"role", "content"}; raises `UserError` if it is not a conversation in Gemma's
+    template."""
     if not isinstance(messages, Sequence) or isinstance(messages, str | bytes) or not messages:
         raise UserError(f"{where}: 'messages' must be a list of at least one turn")
     turns = []
@@ -73,17 +73,19 @@ def check_messages(messages: Any, where: str = "messages") -> Conversation:
 def render_chat(
     messages: Sequence[Mapping[str, str] | Message], tokenizer: Tokenizer, add_generation_prompt: bool = True
 ) -> list[int]:
-    """Token ids of a conversation, <bos> first. With `add_generation_prompt` the ids end where the model's turn begins."""
+    """Token ids of a conversation, <bos> first. With `add_generation_prompt` the ids end where the model's turn
+    begins."""
     ids, _ = _render(check_messages(messages), tokenizer)
     start, _ = turn_tokens(tokenizer)
     return ids + ([start, *tokenizer.encode("model\n")] if add_generation_prompt else [])
 
 
 def render_for_training(conversation: Conversation, tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """(ids, weights): weight 1 on what the model says, on the <end_of_turn> that closes it, and on <eos> after the last one.
+    """(ids, weights): weight 1 on what the model says, on the <end_of_turn> that closes it, and on <eos> after the
+    last one.
 
-    Gemma 2's instruction-tuned models end a reply with <end_of_turn><eos> (Gemma 2 report, table 5), so the "\\n" after the
-    last turn is left out."""
+    Gemma 2's instruction-tuned models end a reply with <end_of_turn><eos> (Gemma 2 report, table 5), so the "\\n"
+    after the last turn is left out."""
     ids, weights = _render(conversation, tokenizer)
     newline = len(tokenizer.encode("\n"))
     ids, weights = ids[:-newline], weights[:-newline]

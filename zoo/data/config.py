@@ -28,7 +28,8 @@ class DataConfig:
     """The field of a .jsonl object, or the column of a .parquet file, that holds the text."""
 
     tokenizer: str | None = None
-    """A tokenizer.model or tokenizer.json, or a folder that holds one. None: one is trained on the training documents."""
+    """A tokenizer.model or tokenizer.json, or a folder that holds one. None: one is trained on the training
+    documents."""
 
     vocab_size: int = 4096
     """Number of tokens of the tokenizer that is trained when `tokenizer` is None."""

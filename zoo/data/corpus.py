@@ -5,6 +5,7 @@ import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,16 +81,17 @@ class Corpus:
         return sum(source.train.num_bytes for source in self.sources)
 
     def train_texts(self, max_bytes: int | None = None, seed: int = 0) -> Iterator[str]:
-        """Training documents as text, in a random order that depends on `seed` only, until `max_bytes` of UTF-8 are given."""
+        """Training documents as text, in a random order that depends on `seed` only, until `max_bytes` of UTF-8 are
+        given."""
         yield from (self.text(document) for document in self.sample(max_bytes, seed))
 
     def sample(self, max_bytes: int | None = None, seed: int = 0) -> Iterator[Any]:
         """As `train_texts`, but the documents as they are read: str, or a conversation."""
-        numbers = [(source, i) for source in range(len(self.sources)) for i in range(len(self.sources[source].train))]
+        first = np.cumsum([0] + [len(source.train) for source in self.sources])
         given = 0
-        for choice in np.random.default_rng(seed).permutation(len(numbers)):
-            source, index = numbers[choice]
-            document = self.sources[source].train[index]
+        for number in np.random.default_rng(seed).permutation(first[-1]):
+            source = int(np.searchsorted(first, number, side="right")) - 1
+            document = self.sources[source].train[int(number - first[source])]
             given += len(self.text(document).encode())
             yield document
             if max_bytes is not None and given >= max_bytes:
@@ -108,7 +110,9 @@ def open_corpus(config: DataConfig) -> Corpus:
     parse: Parse = parse_conversation if config.format == "chat" else text_of(config.text_field)
     if config.paths:
         found = [find_files(entry) for entry in config.paths]
-        groups = [[open_documents(_supported(file, config), parse, config.text_field) for file in files] for files, _ in found]
+        groups = [
+            [open_documents(_supported(file, config), parse, config.text_field) for file in files] for files, _ in found
+        ]
         passed_over = sum(count for _, count in found)
         title = config.paths[0] if len(config.paths) == 1 else f"{config.paths[0]} and {len(config.paths) - 1} more"
     else:
@@ -149,7 +153,7 @@ def _supported(file: File, config: DataConfig) -> File:
 
 def _without_repeats(groups) -> list[Documents]:
     """A file that several entries name is read once."""
-    unique = {}
+    unique: dict[Path, Documents] = {}
     for group in groups:
         for documents in group:
             unique.setdefault(documents.file.path.resolve(), documents)
@@ -184,7 +188,8 @@ def _split(groups: list[tuple[Documents, ...]], config: DataConfig) -> list[tupl
 
 
 def document_hashes(name: str, count: int, seed: int) -> Float64[np.ndarray, " count"]:
-    """Uniform numbers in [0, 1) for the documents 0 .. count-1 of a file: splitmix64 steps from a BLAKE2b key of (seed, name)."""
+    """Uniform numbers in [0, 1) for the documents 0 .. count-1 of a file: splitmix64 steps from a BLAKE2b key of
+    (seed, name)."""
     key = int.from_bytes(hashlib.blake2b(f"{seed}:{name}".encode(), digest_size=8).digest(), "little")
     with np.errstate(over="ignore"):
         z = np.uint64(key) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)

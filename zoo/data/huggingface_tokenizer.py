@@ -56,16 +56,19 @@ class HuggingFaceTokenizer(Tokenizer):
             return "".join(parts)
         return self._tokenizer.decode(kept, skip_special_tokens=False)
 
-    def token_strings(self) -> list[bytes]:
-        """As `Tokenizer.token_strings`. Raises `UserError` for decoders whose tokens are no plain stretches of text."""
+    @cached_property
+    def _token_strings(self) -> list[bytes]:
+        """Raises `UserError` for decoders whose tokens are no plain stretches of text."""
         kinds = _decoder_kinds(json.loads(self._tokenizer.to_str()).get("decoder"))
         if "ByteLevel" in kinds:
             to_bytes = _from_byte_level
         elif "ByteFallback" in kinds:
             to_bytes = _from_byte_fallback
         else:
-            raise UserError(f"bits per byte are not defined for a tokenizer with the decoder {' + '.join(kinds) or 'none'}")
-        added = {id: token for id, token in self._tokenizer.get_added_tokens_decoder().items()}
+            raise UserError(
+                f"bits per byte are not defined for a tokenizer with the decoder {' + '.join(kinds) or 'none'}"
+            )
+        added = self._tokenizer.get_added_tokens_decoder()
         strings = []
         for id in range(self.vocab_size):
             piece = self._tokenizer.id_to_token(id)
@@ -81,9 +84,8 @@ class HuggingFaceTokenizer(Tokenizer):
     @cached_property
     def _control(self) -> dict[str, int]:
         added = self._tokenizer.get_added_tokens_decoder()
-        names = {token.content: id for id, token in added.items() if token.special or token.content in (START_OF_TURN, END_OF_TURN)}
-        # Not those that stand for text nobody can spell out, such as an unknown token.
-        return {name: id for name, id in names.items() if name}
+        turns = (START_OF_TURN, END_OF_TURN)
+        return {token.content: id for id, token in added.items() if token.special or token.content in turns}
 
     def _spell(self, character: str) -> list[int]:
         try:

@@ -18,6 +18,7 @@ from zoo.errors import UserError
 
 READ_AHEAD_DOCUMENTS = 16
 READ_AHEAD_BATCHES = 2
+BYTES_PER_TOKEN = 4  # roughly; of text
 
 
 def train_dataset(
@@ -40,13 +41,19 @@ def train_dataset(
     rows = streams[0]
     if len(streams) > 1:
         rows = grain.IterDataset.mix(streams, [source.weight for source in corpus.sources])
-    window = config.shuffle_window_tokens // config.sequence_length
+    # A longer window than about an epoch would only make a small corpus slow to start.
+    window_tokens = min(config.shuffle_window_tokens, corpus.train_bytes // (BYTES_PER_TOKEN * shard_count))
+    window = window_tokens // config.sequence_length
     if window > 1:
         seed = _seed(config.seed, "window", shard_index)
         rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=seed)
     assemble = functools.partial(make_batch, batch_size=rows_per_shard, pad_id=tokenizer.pad_id)
     batches = rows.batch(rows_per_shard, drop_remainder=True, batch_fn=assemble)
     if config.worker_processes:
+        # Workers parse absl's flags, which are not those of this command line. (Grain depends on absl.)
+        from absl import flags
+
+        flags.FLAGS.mark_as_parsed()
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     else:
         batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=READ_AHEAD_BATCHES)
@@ -59,8 +66,9 @@ def validation_dataset(
 ) -> list[Batch]:
     """At most `validation_batches` batches of the held-out documents, the same each time; [] if none are held out.
 
-    Documents come in the order of their hashes, whatever the weights of their sources. Rows are filled up with padding, so
-    that no token is dropped but those beyond the limit. Every process gets its rows of the same number of batches."""
+    Documents come in the order of their hashes, whatever the weights of their sources. Rows are filled up with
+    padding, so that no token is dropped but those beyond the limit. Every process gets its rows of the same number of
+    batches."""
     rows_per_shard = _rows_per_shard(config, shard_index, shard_count)
     views = [source.validation for source in corpus.sources if len(source.validation)]
     if not views:
@@ -70,7 +78,7 @@ def validation_dataset(
     # No threads: what is read ahead beyond the limit would be for nothing.
     documents = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
     rows = iter(packed_rows(documents, config.packing, config.sequence_length, seed=None))
-    batches = []
+    batches: list[Batch] = []
     while len(batches) < config.validation_batches:
         taken = list(itertools.islice(rows, config.batch_size))
         if not taken:
@@ -88,7 +96,8 @@ def epochs_read(state: dict[str, Any], corpus: Corpus, shard_count: int = 1) -> 
 
 def _rows_of_source(view: DocumentView, number: int, tokenizer, config: DataConfig, shard_index: int, shard_count: int):
     if len(view) < shard_count:
-        raise UserError(f"{len(view)} training documents cannot be shared out to {shard_count} processes")
+        documents = "document" if len(view) == 1 else "documents"
+        raise UserError(f"{len(view)} training {documents} cannot be shared out to {shard_count} processes")
     seed = _seed(config.seed, "documents", number)
     documents = grain.MapDataset.source(view)[shard_index::shard_count].seed(seed).shuffle().repeat()
     documents = documents.map(functools.partial(predictions, tokenizer=tokenizer))
@@ -116,7 +125,9 @@ def _seed(*parts: Any) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _identity(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, shard_index: int, shard_count: int) -> dict[str, Any]:
+def _identity(
+    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, shard_index: int, shard_count: int
+) -> dict[str, Any]:
     """What must be the same for a position to mean the same batches."""
     return {
         "documents": corpus.fingerprint,
@@ -173,6 +184,7 @@ class _PositionedIterator(grain.DatasetIterator):
 def _close_once(iterator: grain.DatasetIterator) -> None:
     """Stops the read-ahead threads at the latest when the interpreter begins to exit.
 
-    Grain 0.2.18 closes its thread prefetch again when it is collected, which fails loudly once modules are torn down."""
+    Grain 0.2.18 closes its thread prefetch again when it is collected, which fails loudly once modules are torn
+    down."""
     iterator.close()
     iterator.close = lambda: None

@@ -1,7 +1,7 @@
 """From documents to packed rows.
 
-A tokenised document is a list of *predictions*: with ids = <bos> d1 .. dn <eos> these are the n + 1 triples
-(input ids[i], target ids[i+1], weight). Packers move triples about, never tokens, so wherever a document is cut its last
+A tokenised document is a list of *predictions*: with ids = <bos> d1 .. dn <eos> these are the n + 1 triples (input
+ids[i], target ids[i+1], weight). Packers move triples about, never tokens, so wherever a document is cut its last
 input keeps its target, and the weights of all rows sum to the number of predicted tokens. <eos> is a target only.
 
 A document that goes on in another row, or in another piece, begins a new segment there, at position 0.
@@ -23,7 +23,8 @@ PACKING_BINS = 64  # rows that first-fit fills at a time; 64 leave 5-10 % paddin
 
 
 def predictions(document: Any, tokenizer: Tokenizer) -> dict[str, Int32[np.ndarray, "n 3"]]:
-    """The (input, target, weight) triples of a document: a text, or a conversation (weight 1 on the model's turns only)."""
+    """The (input, target, weight) triples of a document: a text, or a conversation (weight 1 on the model's turns
+    only)."""
     if isinstance(document, str):
         ids = np.array(tokenizer.encode(document, bos=True, eos=True), np.int32)
         weights = np.ones(len(ids), np.int32)
@@ -33,7 +34,8 @@ def predictions(document: Any, tokenizer: Tokenizer) -> dict[str, Int32[np.ndarr
 
 
 def packed_rows(documents: grain.IterDataset, packing: str, length: int, seed: int | None) -> grain.IterDataset:
-    """Rows of `length` predictions with their segment ids and positions. first_fit shuffles its bins if there is a seed."""
+    """Rows of `length` predictions with their segment ids and positions. first_fit shuffles its bins if there is a
+    seed."""
     if packing == "concat":
         return _JsonSafe(grain.experimental.ConcatThenSplitIterDataset(documents, length_struct={PREDICTIONS: length}))
     return grain.experimental.FirstFitPackIterDataset(
@@ -80,8 +82,8 @@ class _Pieces(grain.experimental.FlatMapTransform):
 class _JsonSafe(grain.IterDataset):
     """Concat-then-split whose state survives JSON, in which checkpoints hold it.
 
-    Grain 0.2.18 compares slices with the tuple (-1, -1); read back from JSON they are lists, the comparison fails, and the
-    document at which a state without remainder was saved is lost."""
+    Grain 0.2.18 compares slices with the tuple (-1, -1); read back from JSON they are lists, the comparison fails,
+    and the document at which a state without remainder was saved is lost."""
 
     def __iter__(self) -> grain.DatasetIterator:
         return _JsonSafeIterator(self._parent.__iter__())

@@ -6,8 +6,9 @@ into it. Afterwards plain files are read by byte offset; compressed files and Pa
 
 import json
 import mmap
+from array import array
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,8 +66,8 @@ class _ByteRanges:
             ranges = np.array(self._find_ranges(buffer), np.int64).reshape(-1, 3)
         self._starts, self._stops, self._lines = ranges.T
 
-    def _find_ranges(self, buffer) -> list[tuple[int, int, int]]:
-        """(start, stop, line number) of each document that is not empty."""
+    def _find_ranges(self, buffer) -> array:
+        """start, stop and line number of each document that is not empty, one after the other."""
         raise NotImplementedError
 
     def __len__(self) -> int:
@@ -98,35 +99,34 @@ class _ByteRanges:
         if self._data is not None:
             yield self._data
             return
-        try:
-            stream = open(self.file.path, "rb")
-        except OSError as error:
-            raise _unreadable(self.file.path, error) from None
-        with stream:
-            if stream.seek(0, 2) == 0:  # mmap refuses an empty file
-                yield b""
-                return
-            with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as buffer:
-                yield buffer
+        with ExitStack() as stack:
+            try:
+                stream = stack.enter_context(open(self.file.path, "rb"))
+                empty = stream.seek(0, 2) == 0  # mmap refuses an empty file
+                access = mmap.ACCESS_READ
+                buffer = b"" if empty else stack.enter_context(mmap.mmap(stream.fileno(), 0, access=access))
+            except OSError as error:
+                raise _unreadable(self.file.path, error) from None
+            yield buffer
 
 
 class TextDocuments(_ByteRanges):
-    """A .txt file: one document, or pieces of at most `MAX_PIECE_BYTES` if it is above twice that size. A piece ends after a
-    blank line if there is one in its second half, else after a line, else after a whole character."""
+    """A .txt file: one document, or pieces of at most `MAX_PIECE_BYTES` if it is above twice that size. A piece ends
+    after a blank line if there is one in its second half, else after a line, else after a whole character."""
 
     def __init__(self, file: File, *, whole: bool = False):
         self._whole = whole
         super().__init__(file)
 
     def _find_ranges(self, buffer):
-        ranges, start, line = [], _byte_order_mark(buffer), 1
+        ranges, start, line = array("q"), _byte_order_mark(buffer), 1
         cut = not self._whole and len(buffer) > 2 * MAX_PIECE_BYTES
         while start < len(buffer):
             stop = _piece_end(buffer, start) if cut else len(buffer)
             piece = buffer[start:stop]
             text = _decode(self.file.path, piece, start)
             if text.strip():
-                ranges.append((start, stop, line))
+                ranges.extend((start, stop, line))
             start, line = stop, line + piece.count(b"\n")
         self.num_skipped = 0 if ranges else 1
         return ranges
@@ -143,7 +143,7 @@ class JsonDocuments(_ByteRanges):
         super().__init__(file)
 
     def _find_ranges(self, buffer):
-        ranges, start, line = [], _byte_order_mark(buffer), 1
+        ranges, start, line = array("q"), _byte_order_mark(buffer), 1
         while start < len(buffer):
             newline = buffer.find(b"\n", start)
             stop = len(buffer) if newline < 0 else newline
@@ -152,7 +152,7 @@ class JsonDocuments(_ByteRanges):
                 if self._document(data, f"{self.file.path}:{line}", start) is None:
                     self.num_skipped += 1
                 else:
-                    ranges.append((start, stop, line))
+                    ranges.extend((start, stop, line))
             start, line = stop + 1, line + 1
         return ranges
 
@@ -173,7 +173,8 @@ class JsonDocuments(_ByteRanges):
 
 
 class ParquetDocuments:
-    """The rows of one string column of a Parquet file, kept in memory as one Arrow column. Nulls and "" are left out."""
+    """The rows of one string column of a Parquet file, kept in memory as one Arrow column. Nulls and "" are left
+    out."""
 
     def __init__(self, file: File, text_field: str):
         try:

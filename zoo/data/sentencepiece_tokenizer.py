@@ -43,14 +43,17 @@ class SentencePieceTokenizer(Tokenizer):
         return None if found == self._unknown_id and self._processor.id_to_piece(found) != piece else found
 
     def decode(self, ids: Sequence[int]) -> str:
-        return self._processor.decode([id if 0 <= (id := int(i)) < self.vocab_size else self._unknown_id for i in ids])
+        known = range(self.vocab_size)
+        return self._processor.decode([int(id) if int(id) in known else self._unknown_id for id in ids])
 
-    def token_strings(self) -> list[bytes]:
+    @cached_property
+    def _token_strings(self) -> list[bytes]:
         control = set(self._control.values())
         return [b"" if id in control else self._string(id) for id in range(self.vocab_size)]
 
     def num_bytes(self, ids) -> int:
-        """As `Tokenizer.num_bytes`; the space that some models put before a text is not counted if `ids` begin with it."""
+        """As `Tokenizer.num_bytes`; the space that some models put before a text is not counted if `ids` begin with
+        it."""
         count = super().num_bytes(ids)
         if self._dummy_prefix:
             first = next((int(i) for i in ids if self._token_bytes[i]), None)
@@ -92,10 +95,10 @@ class SentencePieceTokenizer(Tokenizer):
 def train_tokenizer(texts: Iterable[str], vocab_size: int, path: str | Path | None = None) -> SentencePieceTokenizer:
     """Trains a BPE tokenizer on all of `texts` and writes it to the file `path`, if one is given.
 
-    Gemma's conventions: bytes as a fallback, digits alone, no space put before a text, no normalisation, runs of white space
-    kept; pad 0, eos 1, bos 2, unk 3, then the two turn tokens. Newlines are learned like any character. Pieces of up to
-    `SAMPLE_CHARACTERS` are learned from one at a time; a few megabytes take seconds. The same texts give the same file.
-    Raises `UserError` if there is too little text for the vocabulary."""
+    Gemma's conventions: bytes as a fallback, digits alone, no space put before a text, no normalisation, runs of
+    white space kept; pad 0, eos 1, bos 2, unk 3, then the two turn tokens. Newlines are learned like any character.
+    Pieces of up to `SAMPLE_CHARACTERS` are learned from one at a time; a few megabytes take seconds. The same texts
+    give the same file. Raises `UserError` if there is too little text for the vocabulary."""
     model = io.BytesIO()
     try:
         sentencepiece.SentencePieceTrainer.train(

@@ -14,7 +14,8 @@ TEXT_KINDS = (".txt", ".jsonl")
 COMPRESSIONS = (".gz", ".xz", ".zst")
 SUPPORTED = ".txt, .jsonl (each also .gz, .xz, .zst) and .parquet"
 
-# Tests are a third of the library's bytes and unlike the rest; the tables under encodings/ and pydoc_data/ are generated.
+# Tests are a third of the library's bytes and unlike the rest; the tables under encodings/ and pydoc_data/ are
+# generated.
 NOT_STANDARD_LIBRARY = {"site-packages", "dist-packages", "__pycache__"}
 NOT_SOURCE_TEXT = {"test", "tests", "idle_test", "encodings", "pydoc_data"}
 
@@ -44,8 +45,9 @@ def kind_of(path: Path) -> tuple[str, str] | None:
 
 
 def find_files(entry: str) -> tuple[list[File], int]:
-    """The supported files of one path, folder (with its subfolders) or glob, sorted by path, and how many were passed over
-    because of their extension. Hidden files and folders are not looked at. Raises `UserError` if there is nothing to read."""
+    """The supported files of one path, folder (with its subfolders) or glob, sorted by path, and how many were passed
+    over because of their extension. Hidden files and folders are not looked at. Raises `UserError` if there is
+    nothing to read."""
     path = Path(entry).expanduser()
     if path.is_dir():
         return _files_below(path, _visible_files(path), f"{entry}: no {SUPPORTED} file in this folder")

@@ -1,9 +1,8 @@
 """Text to token ids and back.
 
-What every tokenizer here promises: `encode` never makes a control token out of text, `decode` gives back what was encoded
-(exactly, for tokenizers that are lossless), and `num_bytes` counts the bytes that ids stand for, so that losses of models
-with different tokenizers can be compared in bits per byte.
-"""
+What every tokenizer here promises: `encode` never makes a control token out of text, `decode` gives back what was
+encoded (exactly, for tokenizers that are lossless), and `num_bytes` counts the bytes that ids stand for, so that
+losses of models with different tokenizers can be compared in bits per byte."""
 
 import hashlib
 import re
@@ -41,9 +40,13 @@ class Tokenizer(ABC):
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids. Padding, BOS and EOS have none; an id beyond the vocabulary reads as the unknown token."""
 
-    @abstractmethod
     def token_strings(self) -> list[bytes]:
         """The bytes that each id stands for; control tokens stand for none."""
+        return self._token_strings
+
+    @cached_property
+    @abstractmethod
+    def _token_strings(self) -> list[bytes]: ...
 
     @abstractmethod
     def _encode(self, text: str) -> list[int]:
@@ -92,7 +95,7 @@ class Tokenizer(ABC):
 
     @cached_property
     def _token_bytes(self) -> Int32[np.ndarray, " vocab"]:
-        return np.array([len(string) for string in self.token_strings()], np.int32)
+        return np.array([len(string) for string in self._token_strings], np.int32)
 
     @cached_property
     def _spelled(self) -> dict[int, list[int]]:

@@ -22,8 +22,8 @@ TRAINING_SAMPLE_BYTES = 5_000_000
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
-    """The tokenizer of a file (*.model: SentencePiece; *.json: Hugging Face) or of a folder that holds tokenizer.model or
-    tokenizer.json, in this order. Raises `UserError` if there is none or it is damaged."""
+    """The tokenizer of a file (*.model: SentencePiece; *.json: Hugging Face) or of a folder that holds
+    tokenizer.model or tokenizer.json, in this order. Raises `UserError` if there is none or it is damaged."""
     path = Path(path).expanduser()
     if path.is_dir():
         found = next((path / name for name in COMPANIONS[:2] if (path / name).is_file()), None)

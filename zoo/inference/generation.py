@@ -1,6 +1,6 @@
 """Generation: one prefill of the prompts, then one token a step with the ring cache.
 
-* Programs are compiled once per model structure, shapes, sampling and stop tokens, and kept across calls. The weights
+* Programs are compiled once per model structure, shapes and sampling, and kept across calls. The weights
   are arguments of them, never constants, and are passed as a flat list (flattening a module tree every step costs more
   than dispatching the step).
 * The cache is donated: a step updates it in place.
@@ -41,9 +41,9 @@ class Programs(NamedTuple):
     """The two compiled functions of one model structure."""
 
     prefill: Callable[..., tuple[Any, Last]]
-    """(arrays, tokens, positions, segment_ids, keys, cache_length=) -> (cache, last)"""
+    """(arrays, tokens, positions, segment_ids, keys, stops, cache_length=) -> (cache, last)"""
     decode: Callable[..., tuple[Any, Last]]
-    """(arrays, cache [donated], last, keys) -> (cache, last)"""
+    """(arrays, cache [donated], last, keys, stops) -> (cache, last)"""
 
 
 def generate(
@@ -77,7 +77,8 @@ def generate(
     keys = row_keys(seed, tokens, mask)
     padded = not mask.all()
     structure, arrays = take_apart(model)
-    programs = _programs(structure, sampling, tuple(sorted(set(stop_tokens))), pad_id)
+    programs = _programs(structure, sampling, pad_id)
+    stops = np.asarray(sorted(set(stop_tokens)), np.int32)
     new_tokens = np.full((len(tokens), max_new_tokens), pad_id, np.int32)
     stopped = np.zeros(len(tokens), bool)
 
@@ -87,13 +88,14 @@ def generate(
         positions_of(mask),
         mask if padded else None,
         keys,
+        stops,
         # The last token is drawn, never attended to.
         cache_length=tokens.shape[1] + max_new_tokens - 1,
     )
     for step in range(max_new_tokens):
         fetched = last.tokens
         if step + 1 < max_new_tokens:
-            cache, last = programs.decode(arrays, cache, last, keys)
+            cache, last = programs.decode(arrays, cache, last, keys, stops)
         new_tokens[:, step] = np.asarray(fetched)
         if on_token is not None:
             on_token(new_tokens[:, step])
@@ -104,14 +106,14 @@ def generate(
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(structure: Structure, sampling: Sampling, stop_tokens: tuple[int, ...], pad_id: int) -> Programs:
-    def draw(logits, keys: Key[Array, "b"], step, stopped):
+def _programs(structure: Structure, sampling: Sampling, pad_id: int) -> Programs:
+    def draw(logits, keys: Key[Array, "b"], step, stopped, stops: Int[Array, "s"]):
         step_keys = None if sampling.temperature == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         tokens = jnp.where(stopped, pad_id, sample(logits, step_keys, sampling))
-        return tokens, stopped | jnp.isin(tokens, jnp.asarray(stop_tokens, jnp.int32)) if stop_tokens else stopped
+        return tokens, stopped | (tokens[:, None] == stops).any(-1)
 
     @functools.partial(jax.jit, static_argnames="cache_length")
-    def prefill(arrays, tokens, positions, segment_ids, keys, *, cache_length: int):
+    def prefill(arrays, tokens, positions, segment_ids, keys, stops, *, cache_length: int):
         model = structure.restore(arrays)
         hidden, cache = model.hidden_states(
             tokens,
@@ -122,14 +124,14 @@ def _programs(structure: Structure, sampling: Sampling, stop_tokens: tuple[int, 
         # Only the last position's logits: [B, T, V] would be the largest array by far.
         logits = model.logits(hidden[:, -1:])[:, 0]
         step = jnp.zeros((), jnp.int32)
-        drawn, stopped = draw(logits, keys, step, jnp.zeros(len(tokens), bool))
+        drawn, stopped = draw(logits, keys, step, jnp.zeros(len(tokens), bool), stops)
         return cache, Last(drawn, positions[:, -1] + 1, step + 1, stopped)
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def decode(arrays, cache, last: Last, keys):
+    def decode(arrays, cache, last: Last, keys, stops):
         model = structure.restore(arrays)
         hidden, cache = model.hidden_states(last.tokens[:, None], positions=last.positions[:, None], cache=cache)
-        drawn, stopped = draw(model.logits(hidden)[:, 0], keys, last.step, last.stopped)
+        drawn, stopped = draw(model.logits(hidden)[:, 0], keys, last.step, last.stopped, stops)
         return cache, Last(drawn, last.positions + 1, last.step + 1, stopped)
 
     return Programs(prefill, decode)

@@ -1,1 +1,15 @@
-"""Checkpoints of other programs in and out: Hugging Face folders, google-deepmind/gemma trees, and our own run directories."""
+"""Checkpoints in and out: Hugging Face folders, google-deepmind/gemma trees, and our own run directories.
+
+`load` finds out which kind a path is; `save_*` write a folder that appears whole or not at all.
+"""
+
+from zoo.interop.deepmind import load_deepmind as load_deepmind
+from zoo.interop.deepmind import save_deepmind as save_deepmind
+from zoo.interop.huggingface import load_huggingface as load_huggingface
+from zoo.interop.huggingface import save_huggingface as save_huggingface
+from zoo.interop.load import Loaded as Loaded
+from zoo.interop.load import load as load
+from zoo.interop.load import read_config as read_config
+from zoo.interop.load import source_of as source_of
+from zoo.interop.runs import load_run as load_run
+from zoo.interop.runs import save_run as save_run

@@ -67,15 +67,22 @@ HUGGINGFACE = {
 HUGGINGFACE_HEAD = "lm_head.weight"
 
 
-def deepmind_places(*, transpose_gating: bool) -> dict[str, Place]:
-    """The google-deepmind/gemma tree. `transpose_gating`: gate and up lie as (F, D), in the released 9B and 27B."""
+def deepmind_places(config: Gemma2Config, *, transpose_gating: bool) -> dict[str, Place]:
+    """The google-deepmind/gemma tree. `transpose_gating`: gate and up lie as (F, D), in the released 9B and 27B.
+
+    A model with as many key/value heads as query heads keeps all three projections in one array.
+    """
     gating = Layout("F D -> D F" if transpose_gating else "D F -> D F")
+    joined = config.num_heads == config.num_kv_heads
+    query, rest = ("qkv_einsum", "qkv_einsum") if joined else ("q_einsum", "kv_einsum")
     return {
         "embedder/embedding": Place("embedder/input_embedding", Layout("V D -> V D")),
         "layers/{}/pre_attention_norm/scale": Place("layer_{}/pre_attention_norm/scale", Layout("D -> D")),
-        "layers/{}/attention/query": Place("layer_{}/attn/q_einsum/w", Layout("N D H -> D N H")),
-        "layers/{}/attention/key": Place("layer_{}/attn/kv_einsum/w", Layout("K D H -> D K H"), slot=0),
-        "layers/{}/attention/value": Place("layer_{}/attn/kv_einsum/w", Layout("K D H -> D K H"), slot=1),
+        "layers/{}/attention/query": Place(
+            f"layer_{{}}/attn/{query}/w", Layout("N D H -> D N H"), slot=0 if joined else None
+        ),
+        "layers/{}/attention/key": Place(f"layer_{{}}/attn/{rest}/w", Layout("K D H -> D K H"), slot=0 + joined),
+        "layers/{}/attention/value": Place(f"layer_{{}}/attn/{rest}/w", Layout("K D H -> D K H"), slot=1 + joined),
         "layers/{}/attention/output": Place("layer_{}/attn/attn_vec_einsum/w", Layout("N H D -> N H D")),
         "layers/{}/post_attention_norm/scale": Place("layer_{}/post_attention_norm/scale", Layout("D -> D")),
         "layers/{}/pre_ffw_norm/scale": Place("layer_{}/pre_ffw_norm/scale", Layout("D -> D")),

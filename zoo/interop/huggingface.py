@@ -82,7 +82,7 @@ def load_huggingface(
         stored_name, where = place(HUGGINGFACE, name)
         tensor = stored.read(stored_name)
         if name == "embedder/embedding":
-            tensor = _fit_rows(tensor, config.vocab_size)
+            tensor = fit_rows(tensor, config.vocab_size)
         return where.layout.to_ours(tensor, sizes)
 
     _check_head(stored)
@@ -217,7 +217,7 @@ def _check_head(stored: SafetensorsFolder) -> None:
         raise UserError(f"{head.file}: {HUGGINGFACE_HEAD} differs from {embedding}; an untied head is not supported")
 
 
-def _fit_rows(embedding: np.ndarray, vocab_size: int) -> np.ndarray:
+def fit_rows(embedding: np.ndarray, vocab_size: int) -> np.ndarray:
     """The first `vocab_size` rows, zeros where there are fewer."""
     if len(embedding) >= vocab_size:
         return embedding[:vocab_size]

@@ -1,3 +1,3 @@
-"""Kernels: one folder per operation. Its ``reference.py`` is the specification that every other path is tested against."""
+"""Kernels: one folder per operation. Its ``reference.py`` is the specification of every other path."""
 
 from zoo.kernels.attention import dot_product_attention as dot_product_attention

@@ -177,14 +177,9 @@ class Gemma2(nnx.Module):
         token. segment_ids: contiguous runs that do not see each other, 0 = padding. With a cache every row is one
         sequence, and prompts of unequal length are padded on the left.
         """
-        if cache is None:
-            return self.logits(
-                self.hidden_states(tokens, positions=positions, segment_ids=segment_ids, media=media)
-            )
-        hidden, cache = self.hidden_states(
-            tokens, positions=positions, segment_ids=segment_ids, media=media, cache=cache
-        )
-        return self.logits(hidden), cache
+        hidden, new_cache = self._run(tokens, positions, segment_ids, media, cache)
+        logits = self.logits(hidden)
+        return logits if new_cache is None else (logits, new_cache)
 
     def hidden_states(
         self,
@@ -196,6 +191,10 @@ class Gemma2(nnx.Module):
         cache: Cache | None = None,
     ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], Cache]:
         """Hidden states after the final norm, in the compute dtype; arguments as for the call."""
+        hidden, new_cache = self._run(tokens, positions, segment_ids, media, cache)
+        return hidden if new_cache is None else (hidden, new_cache)
+
+    def _run(self, tokens, positions, segment_ids, media, cache) -> tuple[Float[Array, "b t d"], Cache | None]:
         if media is not None:
             raise ValueError("Gemma 2 reads text only: media must be None")
         if positions is None:
@@ -209,8 +208,7 @@ class Gemma2(nnx.Module):
             return layer(x, angles, positions, segment_ids, layer_cache)
 
         x, new_cache = run_layers(self.layers, x, apply, cache, self.execution)
-        hidden = self.final_norm(x)
-        return hidden if new_cache is None else (hidden, new_cache)
+        return self.final_norm(x), new_cache
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """float32 logits, soft-capped, of hidden states after the final norm."""

@@ -1,4 +1,4 @@
-"""The blocks that models are composed from, the attention cache among them. Blocks know logical axes, never mesh axes."""
+"""The blocks that models are composed from, the attention cache among them. They know logical axes, no mesh axes."""
 
 from zoo.nn.attention import Attention as Attention
 from zoo.nn.cache import LayerCache as LayerCache

@@ -36,7 +36,9 @@ class Attention(nnx.Module):
         dtype, init = execution.weight_dtype, fan_in_normal(embed_dim)
         self.query = parameter(rngs, (embed_dim, num_heads, head_dim), ("embed", "heads", "head_dim"), init, dtype)
         self.key = parameter(rngs, (embed_dim, num_kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), init, dtype)
-        self.value = parameter(rngs, (embed_dim, num_kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), init, dtype)
+        self.value = parameter(
+            rngs, (embed_dim, num_kv_heads, head_dim), ("embed", "kv_heads", "head_dim"), init, dtype
+        )
         self.output = parameter(
             rngs,
             (num_heads, head_dim, embed_dim),
@@ -55,8 +57,8 @@ class Attention(nnx.Module):
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
         """Attends among the tokens of `x` and, with a cache, to the tokens before them; returns the cache with them.
 
-        `positions` rise by one per token within a segment and segments are contiguous runs (segment 0 = padding); with a
-        cache every row is one sequence.
+        `positions` rise by one per token within a segment and segments are contiguous runs (segment 0 = padding); with
+        a cache every row is one sequence.
         """
         with jax.named_scope("qkv"):
             query = apply_rope(project("btd,dnh->btnh", x, self.query[...]), angles)
@@ -78,7 +80,7 @@ class Attention(nnx.Module):
         if self.sliding_window is None or query.shape[1] == 1:
             held, ordered = (after.key, after.value, after.positions), False
         else:
-            # Later tokens of this call push out keys that earlier ones still see: attend to the old ring and the new keys.
+            # Later tokens of this call push out keys that earlier ones still see: so the old ring and the new keys.
             old, new = before.in_order(), (key, value, _stored_positions(positions, segment_ids))
             held, ordered = tuple(jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)), True
         keys, values = (x.astype(query.dtype) for x in held[:2])

@@ -58,13 +58,12 @@ class LayerCache:
             index = (self.cursor + tokens - count + jnp.arange(count)) % slots
             update = lambda old, x: old.at[:, index].set(x, unique_indices=True)  # noqa: E731
         held = jax.tree.map(update, (self.key, self.value, self.positions), new)
-        return replace(
-            self, key=held[0], value=held[1], positions=held[2], cursor=self.cursor + tokens, empty=False
-        )
+        return replace(self, key=held[0], value=held[1], positions=held[2], cursor=self.cursor + tokens, empty=False)
 
     def in_order(self) -> tuple[Array, Array, Array]:
         """(key, value, positions) with the oldest slot first."""
-        return tuple(jnp.roll(x, -self.cursor % self.slots, axis=1) for x in (self.key, self.value, self.positions))
+        shift = -self.cursor % self.slots
+        return jnp.roll(self.key, shift, 1), jnp.roll(self.value, shift, 1), jnp.roll(self.positions, shift, 1)
 
 
 def empty_cache(

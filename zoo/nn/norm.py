@@ -10,7 +10,7 @@ from zoo.nn.parameters import parameter
 
 
 class RMSNorm(nnx.Module):
-    """x / sqrt(mean(x^2) + eps) * (1 + scale) over the last axis, in float32, returned in x's dtype (scale starts at 0)."""
+    """x / sqrt(mean(x^2) + eps) * (1 + scale) over the last axis, in float32, returned in x's dtype."""
 
     def __init__(self, dim: int, *, eps: float, execution: Execution, rngs: nnx.Rngs):
         self.eps = eps

@@ -1,12 +1,16 @@
 """Rotary position embedding, half-split layout (the first half of a head is rotated against the second)."""
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 
 def rope_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> tuple[Array, Array]:
     """(sin, cos) float32 [b, t, 1, head_dim / 2] of position * theta^(-2i / head_dim)."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # On the host and by this formula the constants are torch's bit for bit; one bit more or less moves the angles of
+    # far positions by far more than other float32 rounding does.
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    frequencies = np.float32(1) / np.float32(theta) ** exponents
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.sin(angles), jnp.cos(angles)
 

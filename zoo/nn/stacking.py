@@ -1,10 +1,10 @@
 """Repeating layers: built and run one by one, or stacked over the repeating unit and scanned. Same numbers either way.
 
-Unrolled, ``layers[i]`` is layer i. Scanned, ``layers[j]`` holds position j of the repeating unit with a leading axis over
-the units of every parameter: layer i is slice i // P of ``layers[i % P]`` for a unit of P layers.
+Unrolled, ``layers[i]`` is layer i. Scanned, ``layers[j]`` holds position j of the repeating unit, with a leading axis
+over the units in every parameter: layer i is slice i // P of ``layers[i % P]`` for a unit of P layers.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,8 +29,8 @@ def build_layers(
         return nnx.List([make_layer(i % unit, nnx.Rngs(params=keys[i])) for i in range(num_layers)])
     if num_layers % unit:
         raise UserError(
-            f"execution.scan_layers needs num_layers to be a multiple of the repeating unit: {num_layers} is not one of "
-            f"{unit}; set scan_layers to false"
+            f"execution.scan_layers needs num_layers to be a multiple of the repeating unit: {num_layers} is not one "
+            f"of {unit}; set scan_layers to false"
         )
     layers = []
     for position in range(unit):
@@ -47,7 +47,7 @@ def run_layers(
     caches: Sequence[Any] | None,
     execution: Execution,
 ) -> tuple[jax.Array, tuple[Any, ...] | None]:
-    """Runs ``x, cache = apply(layer, x, cache)`` through all layers under the remat policy; caches as the layers lie."""
+    """Runs ``x, cache = apply(layer, x, cache)`` through all layers under the remat policy."""
     held = (None,) * len(layers) if caches is None else tuple(caches)
     graphdefs, states = zip(*(nnx.split(layer) for layer in layers), strict=True)
     if execution.scan_layers:
@@ -63,7 +63,9 @@ def run_layers(
     else:
         new = []
         for graphdef, state, cache in zip(graphdefs, states, held, strict=True):
-            one = execution.remat(lambda state, x, cache, graphdef=graphdef: apply(nnx.merge(graphdef, state), x, cache))
+            one = execution.remat(
+                lambda state, x, cache, graphdef=graphdef: apply(nnx.merge(graphdef, state), x, cache)
+            )
             x, cache = one(state, x, cache)
             new.append(cache)
         held = tuple(new)
@@ -72,8 +74,8 @@ def run_layers(
 
 def unstack_layers(state: nnx.State, unit: int) -> nnx.State:
     """The unrolled layout of a scanned model's state; `unit` = length of the repeating pattern."""
-    flat = []
-    for path, variable in nnx.to_flat_state(state):
+    flat: list[tuple[Any, nnx.Variable]] = []
+    for path, variable in _paths(state):
         if path[0] != "layers":
             flat.append((path, variable))
             continue
@@ -85,8 +87,9 @@ def unstack_layers(state: nnx.State, unit: int) -> nnx.State:
 
 def stack_layers(state: nnx.State, unit: int) -> nnx.State:
     """The scanned layout of an unrolled model's state; `unit` = length of the repeating pattern."""
-    flat, groups = [], {}
-    for path, variable in nnx.to_flat_state(state):
+    flat: list[tuple[Any, nnx.Variable]] = []
+    groups: dict[tuple[Any, ...], dict[int, nnx.Variable]] = {}
+    for path, variable in _paths(state):
         if path[0] != "layers":
             flat.append((path, variable))
             continue
@@ -95,3 +98,7 @@ def stack_layers(state: nnx.State, unit: int) -> nnx.State:
         stacked = jnp.stack([members[i][...] for i in range(len(members))])
         flat.append((path, members[0].replace(stacked)))
     return nnx.from_flat_state(flat)
+
+
+def _paths(state: nnx.State) -> Iterator[tuple[tuple[Any, ...], nnx.Variable]]:
+    yield from nnx.to_flat_state(state)

@@ -65,7 +65,7 @@ def _full_names(arguments: Sequence[str], kind: type) -> list[str]:
     """The arguments with short names spelled out. An option that is repeated or has lost its value is an error, where
     the parser would take the last one, or nothing for a list."""
     full: list[str] = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=False):
         name, equals, value = argument.partition("=")
         full.append(SHORT_NAMES.get(name, name) + equals + value)
         bare = not equals and following.startswith("--")

@@ -1,23 +1,44 @@
 """What is said at the end of a run: how good it is against knowing frequencies only, a sample, and what to do next."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
-from zoo.data import Batch, Corpus, Tokenizer, baselines
+from zoo.data import Baselines, Corpus, Tokenizer
 from zoo.inference import Sampling, generate
 from zoo.recipes.recipe import Recipe
+from zoo.training.pictures import loss_curve
 
 
-def comparison(validation: Mapping[str, float], corpus: Corpus, tokenizer: Tokenizer, batches: Sequence[Batch]) -> str:
+def opening(recipe: Recipe, mesh: Mesh, corpus: Corpus, tokenizer: Tokenizer, first_step: int) -> str:
+    """What is about to happen, in a few lines."""
+    model, loop, data = recipe.model, recipe.loop, recipe.data
+    tokens = data.batch_size * data.sequence_length
+    kind = mesh.devices.flat[0].device_kind
+    axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
+    begin = f"resuming after step {first_step}" if first_step else "beginning"
+    return "\n".join(
+        [
+            f"data       {corpus.description}",
+            f"tokenizer  {tokenizer.vocab_size} tokens, sha256 {tokenizer.fingerprint[:12]}",
+            f"model      {recipe.name}: {model.num_parameters():,} parameters, {recipe.execution.compute_dtype}",
+            f"devices    {mesh.size} x {kind}" + (f" ({axes})" if axes else ""),
+            f"run        {recipe.run_dir}: {begin}, {loop.last_step - first_step} steps of {tokens:,} tokens",
+        ]
+    )
+
+
+def comparison(validation: Mapping[str, float], found: Baselines | None) -> str:
     """A table: validation loss and bits per byte of the model, of token frequencies and of byte frequencies."""
     loss, bits = validation.get("validation_loss"), validation.get("validation_bits_per_byte")
-    if loss is None or bits is None:
+    if loss is None or bits is None or found is None:
         return "no validation: no document was held out"
-    found = baselines(corpus, tokenizer, batches)
     rows = [
         ("this model", loss, bits),
         ("token frequencies (unigram)", found.unigram_nats_per_token, found.unigram_bits_per_byte),
@@ -28,6 +49,15 @@ def comparison(validation: Mapping[str, float], corpus: Corpus, tokenizer: Token
         shown = f"{'':>28}" if nats is None else f"{nats:>16.4f}{_perplexity(nats):>12}"
         lines.append(f"{name:<30}{shown}{per_byte:>15.4f}")
     return "\n".join(lines)
+
+
+def draw_losses(recipe: Recipe, found: Baselines | None) -> str:
+    """Draws RUN/loss.png; returns the words for it."""
+    run = Path(recipe.run_dir)
+    lines = {"token frequencies": found.unigram_nats_per_token} if found is not None else {}
+    if jax.process_index() == 0:
+        loss_curve(run / "metrics.jsonl", run / "loss.png", baselines=lines, title=recipe.name)
+    return f"the loss curve is in {run / 'loss.png'}, every step in {run / 'metrics.jsonl'}"
 
 
 def sample_text(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, tokenizer: Tokenizer) -> str:
@@ -51,11 +81,11 @@ def what_next(recipe: Recipe) -> str:
     run = recipe.run_dir
     return "\n".join(
         [
-            "next:",
-            f"  python -m zoo.generate --checkpoint {run} --prompt 'def '          write with it",
-            f"  python -m zoo.score --checkpoint {run} --text FILE                 measure it on your text",
-            f"  python -m zoo.export {run} {run}/huggingface --format huggingface  take it to other programs",
-            "  python -m zoo.train --data YOUR_FILES --run-dir runs/mine           train on your own text",
+            "what to do next:",
+            f"  python -m zoo.generate --checkpoint {run} --prompt 'def '",
+            f"  python -m zoo.score --checkpoint {run} --text FILE",
+            f"  python -m zoo.export {run} {run}/huggingface --format huggingface",
+            "  python -m zoo.train --data YOUR_FILES --run-dir runs/mine",
         ]
     )
 

@@ -1,7 +1,6 @@
 """Beginning or resuming a run: its folder, its description, its tokenizer."""
 
 import dataclasses
-import json
 import shutil
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import jax
 
 from zoo.data import Corpus, Tokenizer, load_tokenizer, tokenizer_for
 from zoo.errors import UserError
+from zoo.interop import read_config, source_of
 from zoo.models import config_from_dict, config_to_dict
 from zoo.recipes.checks import check_tokenizer
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
@@ -19,12 +19,8 @@ def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with the architecture of `init_from` where it asks for that (`model_from_init`)."""
     if not recipe.model_from_init:
         return recipe
-    if is_run_dir(recipe.run_dir):
-        model = config_from_dict(read_run(recipe.run_dir).model_dict)
-    else:
-        from zoo.interop import read_config
-
-        model = read_config(recipe.init_from)
+    found = read_run(recipe.run_dir).model_dict if is_run_dir(recipe.run_dir) else None
+    model = read_config(recipe.init_from) if found is None else config_from_dict(found)
     return dataclasses.replace(recipe, model=model)
 
 
@@ -41,8 +37,9 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
             raise UserError(f"{run} holds checkpoints but no run.json: choose another --run-dir")
         return None
     saved = read_run(run)
-    current = recipe_to_dict(recipe)
-    difference = first_difference(saved.config, json.loads(json.dumps(current)))
+    if not saved.config:
+        raise UserError(f"{run} is an export, not a run that could be resumed: begin another one with --init-from {run}")
+    difference = first_difference(saved.config, recipe_to_dict(recipe))
     if difference is not None:
         name, old, new = difference
         raise UserError(
@@ -90,12 +87,13 @@ LARGEST_TRAINED_VOCABULARY = 100_000
 
 
 def _tokenizer_of(checkpoint: str) -> Tokenizer | None:
-    folder = Path(checkpoint).expanduser()
-    if is_run_dir(folder) or is_run_dir(folder.parent) or is_run_dir(folder.parent.parent):
-        found = read_run(folder).tokenizer_dir
+    if source_of(checkpoint) == "run":
+        found = read_run(checkpoint).tokenizer_dir
         return None if found is None else load_tokenizer(found)
-    if any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
-        return load_tokenizer(folder)
+    path = Path(checkpoint)
+    for folder in (path, path.parent):  # released trees lie in the tokenizer's folder
+        if any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+            return load_tokenizer(folder)
     return None
 
 

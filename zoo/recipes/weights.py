@@ -9,9 +9,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from zoo.errors import UserError
+from zoo.interop import load, read_config
 from zoo.models import build, config_to_dict
-from zoo.recipes.recipe import Recipe
 from zoo.parallel import init_sharded, state_shardings
+from zoo.recipes.recipe import Recipe
 from zoo.training.checkpoints import Checkpoints
 from zoo.training.state import TrainState, abstract_state, create_state
 
@@ -59,19 +60,24 @@ def restore_or_begin(
 
 
 def load_params(recipe: Recipe, mesh: Mesh) -> nnx.State:
-    """The parameters of `recipe.init_from`, sharded.
-
-    Raises:
-        UserError: it is no checkpoint, or one of another model; the first field that differs is named.
-    """
-    from zoo.interop import load
-
+    """The parameters of `recipe.init_from`, sharded. Raises `UserError` if there is no checkpoint or it is damaged."""
     loaded = load(recipe.init_from, execution=recipe.execution, mesh=mesh, rules=recipe.rules)
-    saved, wanted = config_to_dict(loaded.config), config_to_dict(recipe.model)
-    for name, value in wanted.items():
-        if saved.get(name) != value:
-            raise UserError(
-                f"{recipe.init_from} is of another model: model.{name} is {saved.get(name)!r} there and {value!r} in "
-                f"{recipe.name}; --model-from-init takes the checkpoint's architecture"
-            )
     return nnx.state(loaded.model, nnx.Param)
+
+
+def check_init_from(recipe: Recipe) -> None:
+    """Raises `UserError` if `recipe.init_from` is no checkpoint, or one of another model: the first field that differs is
+    named. Token ids and the context length do not make it another model: fine-tuning changes them."""
+    if recipe.init_from is None:
+        return
+    saved, wanted = config_to_dict(read_config(recipe.init_from)), config_to_dict(recipe.model)
+    for name, value in wanted.items():
+        if saved.get(name) != value and name not in NOT_THE_FUNCTION:
+            raise UserError(
+                f"{recipe.init_from} is of another model: model.{name} is {saved.get(name)!r} there and {value!r} in this "
+                "run; --model-from-init takes the checkpoint's architecture"
+            )
+
+
+NOT_THE_FUNCTION = ("pad_token_id", "bos_token_id", "eos_token_ids", "max_position_embeddings")
+"""Fields of a model that its numbers do not depend on."""

@@ -276,12 +276,18 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
 
 
 def _restore_state(folder: Path, like: TrainState) -> TrainState:
-    data = jax.eval_shape(jax.random.key_data, like.rng)
+    implementations = []
+
+    def data_of(key: Any) -> Any:
+        implementations.append(jax.random.key_impl(key))  # known of a traced key, though not of a ShapeDtypeStruct
+        return jax.random.key_data(key)
+
+    data = jax.eval_shape(data_of, like.rng)
     data = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=getattr(like.rng, "sharding", None))
     wanted = {"opt_state": like.opt_state, "step": like.step, "tokens": like.tokens, "rng": data}
     params = _restore_item(folder / "params", like.params)
     item = _restore_item(folder / "optimizer", wanted)
-    rng = jax.random.wrap_key_data(item.pop("rng"), impl=jax.random.key_impl(like.rng))
+    rng = jax.random.wrap_key_data(item.pop("rng"), impl=implementations[0])
     return TrainState(params=params, rng=rng, **item)
 
 

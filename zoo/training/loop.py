@@ -100,6 +100,7 @@ def run_loop(
     evaluate: Callable[[Any], Mapping[str, float]],
     record: Callable[[Mapping[str, Any]], None],
     meta: Mapping[str, Any],
+    epochs: Callable[[Any], float] | None = None,
 ) -> Outcome:
     """Trains from `state.step` to `config.last_step`.
 
@@ -114,6 +115,7 @@ def run_loop(
         evaluate: parameters to numbers, `validation_loss` among them (or an empty mapping).
         record: is given the numbers of each step, in order, each step once.
         meta: saved with every checkpoint.
+        epochs: from a position of `batches` to how often the data has been read, to be written down with each step.
 
     Raises:
         UserError: a loss or gradient is not finite (nothing of that step is kept), or the disk is full. The
@@ -127,23 +129,27 @@ def run_loop(
     saved = validated = -1
     validation: Mapping[str, float] = {}
 
-    def write_down(done: "_Step", more: Mapping[str, float] | None = None) -> None:
+    def numbers_of(done: "_Step") -> dict[str, Any]:
+        """Waits for a step; its numbers, as Python numbers that JSON holds exactly."""
         nonlocal tokens, clock
         numbers = {name: value.item() for name, value in jax.device_get(dict(done.metrics)).items()}
         if not numbers.pop("finite"):
-            raise UserError(_not_finite(done, numbers, run, _saved(checkpoints)))
+            raise UserError(_not_finite(done.step, numbers, run, _saved(checkpoints)))
         now = time.perf_counter()
         tokens += int(numbers["tokens"])
-        numbers |= {"step_tokens": int(numbers["tokens"]), "tokens": tokens, "seconds": now - clock}
+        numbers |= {"step": done.step, "step_tokens": int(numbers["tokens"]), "tokens": tokens, "seconds": now - clock}
         clock = now
+        return numbers | ({} if epochs is None else {"epoch": epochs(done.position)})
+
+    def write_down(numbers: Mapping[str, Any]) -> None:
         try:
-            record({"step": done.step, **numbers, **(more or {})})
+            record(numbers)
         except OSError as error:
             if not disk_is_full(error):
                 raise
             kept = ", ".join(map(str, _saved(checkpoints))) or "none"
             raise UserError(
-                f"the disk is full: step {done.step} could not be written to {run}; saved steps that are intact: {kept}"
+                f"the disk is full: step {numbers['step']} could not be written to {run}; saved steps that are intact: {kept}"
             ) from error
 
     first_profiled = step + min(5, max(0, last - step - config.profile_steps))
@@ -157,23 +163,24 @@ def run_loop(
             step += 1
             upcoming = _fetch(batches, sharding) if step < last else None
             if pending is not None:
-                write_down(pending)
-            pending = _Step(step, metrics)
+                write_down(numbers_of(pending))
+            pending = _Step(step, metrics, position)
             profile.after(step, metrics)
             evaluation_due = step % config.evaluate_every == 0 or step == config.steps
             save_due = step % config.checkpoint_every == 0 or step == last
             if not (evaluation_due or save_due):
                 continue
+            numbers, pending = numbers_of(pending), None
             if evaluation_due:
                 validation, validated = evaluate(state.params), step
-            write_down(pending, validation if evaluation_due else None)
-            pending = None
+                numbers |= validation
+            write_down(numbers)
             if save_due:
                 _save(checkpoints, step, state, position, meta, tokens, validation if validated == step else {})
                 saved = step
             clock = time.perf_counter()  # neither validation nor saving counts as training time
         if pending is not None:
-            write_down(pending)
+            write_down(numbers_of(pending))
         if position is not None and saved != step:
             _save(checkpoints, step, state, position, meta, tokens, validation if validated == step else {})
         checkpoints.wait()
@@ -186,6 +193,7 @@ class _Step:
 
     step: int
     metrics: Mapping[str, jax.Array]
+    position: Any
 
 
 def _fetch(batches: Batches, sharding: NamedSharding) -> tuple[Any, Any]:
@@ -225,11 +233,11 @@ def _saved(checkpoints: Checkpoints) -> tuple[int, ...]:
     return checkpoints.steps
 
 
-def _not_finite(done: _Step, numbers: Mapping[str, float], run: Path, steps: tuple[int, ...]) -> str:
+def _not_finite(step: int, numbers: Mapping[str, float], run: Path, steps: tuple[int, ...]) -> str:
     what = f"loss is {numbers['loss']}" if not math.isfinite(numbers["loss"]) else f"gradient norm is {numbers['grad_norm']}"
     kept = f"the last good checkpoint, step {steps[-1]}, is kept" if steps else "no checkpoint was saved before it"
     return (
-        f"step {done.step}: the {what} on batch {done.step} of the data; {kept}; try a smaller "
+        f"step {step}: the {what} on batch {step} of the data; {kept}; try a smaller "
         f"optimizer.learning_rate, or look at that batch (run {run})"
     )
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
+from zoo.parallel import axis_divisions
+
 if TYPE_CHECKING:
     from zoo.data import Batch
 
@@ -64,6 +66,7 @@ def next_token_loss(
 
     `z_loss` is the coefficient of logsumexp(logits)**2 (PaLM, arXiv 2204.02311, section 5, uses 1e-4).
     `chunk_tokens` is how many tokens of the whole (global) batch have logits at once; None: `default_chunk_length`.
+    Traced inside `activation_sharding`, it knows how the batch is divided among the devices.
     """
     hidden = model.hidden_states(
         batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids, media=batch.media
@@ -71,11 +74,12 @@ def next_token_loss(
     return chunked_cross_entropy(
         hidden,
         model.output_embedding(),
-        batch.targets,
-        batch.loss_weights,
+        jnp.asarray(batch.targets),
+        jnp.asarray(batch.loss_weights),
         soft_cap=model.config.final_logit_soft_cap,
         z_loss=z_loss,
         chunk_length=None if chunk_tokens is None else max(1, chunk_tokens // hidden.shape[0]),
+        batch_groups=math.gcd(hidden.shape[0], axis_divisions("batch")),
     )
 
 
@@ -203,7 +207,7 @@ def _loss_sums_forward(settings: _Settings, hidden: Array, embedding: Array, tar
         sums, embedding_gradients = carry
         hidden, targets, weights = chunk
         chunk_sums, logits, log_normalizer = _chunk_losses(settings, hidden, embedding, targets, weights)
-        # d/dl of w * (lse - l[target] + z * lse**2), and through the cap: d cap * tanh(x / cap) / dx = 1 - (l / cap)**2.
+        # d/dl of w * (lse - l[target] + z * lse**2); through the cap, d cap * tanh(x / cap) / dx = 1 - (l / cap)**2.
         # Comparing with the target's number fuses into the pass over the logits; a scatter would be one pass more.
         probabilities = jnp.exp(logits - log_normalizer)
         is_target = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]

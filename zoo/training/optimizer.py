@@ -144,7 +144,9 @@ def make_optimizer(
     def update(updates: Any, state: optax.OptState, params: Any = None) -> tuple[Any, optax.OptState]:
         selected, state = inner.update(select(updates), state, select(params))
         new = flatten_with_names(selected)
-        leaves = [new[name] if name in new else jnp.zeros_like(leaf) for name, leaf in flatten_with_names(updates).items()]
+        leaves = [
+            new[name] if name in new else jnp.zeros_like(leaf) for name, leaf in flatten_with_names(updates).items()
+        ]
         return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
 
     return optax.GradientTransformation(init, update)

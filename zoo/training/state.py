@@ -20,7 +20,7 @@ class TrainState:
     step: Int32[Array, ""]
     """Updates that were applied."""
     tokens: UInt32[Array, "2"]
-    """Tokens trained on, as high * 2**32 + low: float32 would lose count at 2**24, int32 at 2**31 (see `tokens_seen`)."""
+    """Tokens trained on, high * 2**32 + low: float32 would lose count at 2**24, int32 at 2**31 (see `tokens_seen`)."""
     params: Any
     """nnx.State of nnx.Param."""
     opt_state: optax.OptState
@@ -31,12 +31,12 @@ class TrainState:
 
 def create_state(params: Any, optimizer: optax.GradientTransformation, *, seed: int = 0) -> TrainState:
     """The state before the first step. Optimizer moments are born with the sharding of their parameters, the rest is
-    replicated over the same devices. `params` is used as it is, not copied."""
+    replicated over the same devices. `params` is used as it is, not copied: it is gone when the state is donated."""
+    params = jax.device_put(
+        params, jax.tree.map(lambda leaf: leaf.sharding, params)
+    )  # pinned, so that a step compiles once
     opt_state = jax.jit(optimizer.init, out_shardings=optimizer_shardings(optimizer, params))(params)
-    step, tokens, rng = jax.jit(
-        lambda: (jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32), jax.random.key(seed)),
-        out_shardings=_replicated(params),
-    )()
+    step, tokens, rng = jax.jit(lambda: _counters(seed), out_shardings=_replicated(params))()
     return TrainState(step=step, tokens=tokens, params=params, opt_state=opt_state, rng=rng)
 
 
@@ -45,19 +45,20 @@ def abstract_state(params: Any, optimizer: optax.GradientTransformation) -> Trai
 
     `params` holds arrays or ShapeDtypeStructs with shardings.
     """
+
+    def abstract(leaf: Any, sharding: Sharding) -> Any:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    step, tokens, rng = jax.eval_shape(lambda: _counters(0))
     replicated = _replicated(params)
-    opt_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        jax.eval_shape(optimizer.init, params),
-        optimizer_shardings(optimizer, params),
-    )
-    rng = jax.eval_shape(jax.random.key, 0)
     return TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32, sharding=replicated),
-        tokens=jax.ShapeDtypeStruct((2,), jnp.uint32, sharding=replicated),
-        params=jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), params),
-        opt_state=opt_state,
-        rng=jax.ShapeDtypeStruct((), rng.dtype, sharding=replicated),
+        step=abstract(step, replicated),
+        tokens=abstract(tokens, replicated),
+        params=jax.tree.map(lambda leaf: abstract(leaf, leaf.sharding), params),
+        opt_state=jax.tree.map(
+            abstract, jax.eval_shape(optimizer.init, params), optimizer_shardings(optimizer, params)
+        ),
+        rng=abstract(rng, replicated),
     )
 
 
@@ -89,6 +90,10 @@ def add_tokens(tokens: UInt32[Array, "2"], count: Int32[Array, ""]) -> UInt32[Ar
     high, low = tokens
     new_low = low + count.astype(jnp.uint32)
     return jnp.stack([high + (new_low < low).astype(jnp.uint32), new_low])
+
+
+def _counters(seed: int) -> tuple[Array, Array, Array]:
+    return jnp.zeros((), jnp.int32), jnp.zeros(2, jnp.uint32), jax.random.key(seed)
 
 
 def _replicated(params: Any) -> Sharding:

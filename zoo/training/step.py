@@ -42,8 +42,8 @@ def make_train_step(
     `graphdef` is the static part of `nnx.split(model, nnx.Param)`, whose other part is `state.params`. The gradient is
     that of sum(loss + z_loss) / sum(weight) over the whole batch. It is the same (but for rounding) when the batch is
     split in `accumulation_steps` micro-batches, of which one at a time is in memory, however the weights are
-    distributed. Parameters covered by `frozen_patterns` are not differentiated; give `make_optimizer` the same patterns.
-    `schedule` is only reported.
+    distributed. Parameters covered by `frozen_patterns` are not differentiated; give `make_optimizer` the same
+    patterns. `schedule` is only reported.
 
     A step whose loss or gradient norm is not finite changes nothing in the state: metrics["finite"] is False, and the
     caller should stop. Metrics (float32 scalars): loss and z_loss per unit of weight, in nats; grad_norm before
@@ -69,7 +69,7 @@ def make_train_step(
             sums, gradients = _sums_and_gradients(objective, trained, batch, rng, accumulation_steps)
         divisor = jnp.where(sums.weight > 0, sums.weight, 1.0)
         gradients = {name: gradient / divisor for name, gradient in gradients.items()}
-        loss, grad_norm = sums.loss / divisor, optax.global_norm(gradients)
+        loss, grad_norm = sums.loss / divisor, optax.tree.norm(gradients)
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
         with jax.named_scope("optimizer"):
@@ -102,8 +102,9 @@ def make_train_step(
 
 
 def jit_train_step(train_step: TrainStep, state: TrainState) -> Any:
-    """The compiled step. It consumes (donates) its state and returns one with the shardings of `state`; metrics are
-    replicated. Without fixed shardings XLA might choose others for the result, and compile again for the second step."""
+    """The compiled step. It consumes (donates) its state and returns one with the shardings of `state` (arrays or
+    ShapeDtypeStructs); metrics are replicated. Left free, XLA might choose other shardings for the result, and would
+    compile again for the second step."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, state.step.sharding))
 

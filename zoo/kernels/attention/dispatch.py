@@ -31,19 +31,19 @@ def dot_product_attention(
 ) -> Float[Array, "b t n h"]:
     """softmax over the visible keys of cap(scale * q . k), times v; cap(s) = c * tanh(s / c).
 
-    Query head n reads key/value head n // (N / K). Which keys are visible: `zoo.kernels.attention.visible`. Scores and sums
-    are float32 whatever the inputs' dtype (float64 for float64); the result has the inputs' dtype. A query without any
-    visible key gets zeros.
+    Query head n reads key/value head n // (N / K). Which keys are visible: `zoo.kernels.attention.visible`. Scores and
+    sums are float32 whatever the inputs' dtype (float64 for float64); the result has the inputs' dtype. A query without
+    any visible key gets zeros.
 
     Args:
       scale: factor of the scores (Gemma 2: ``query_pre_attn_scalar ** -0.5``).
       sliding_window: number of visible keys, the query's own position included; None = all.
-      query_positions, key_positions: int32 [B, T], [B, S]; default 0..T-1 (then T must equal S unless nothing depends on it).
-      query_segment_ids, key_segment_ids: int32; a query sees only keys of its own segment.
+      query_positions, key_positions: int32 [B, T], [B, S]; default 0..T-1 (where they matter T must then equal S).
+      query_segment_ids, key_segment_ids: int32, not negative; a query sees only keys of its own segment.
       ordered_positions: a promise about explicit positions that lets a local layer skip blocks: segments are contiguous
-        runs, within a segment positions rise by at least one per index, and query i belongs to key index i + S - T. Packed
-        training batches and a cache in order keep it. Without the promise the result is right for any positions, and every
-        key is looked at.
+        runs, within a segment positions rise by at least one per index, and query i belongs to key index i + S - T.
+        Packed training batches and a cache in order keep it. Without the promise the result is right for any positions,
+        and every key is looked at.
       implementation: "reference" (dense, the specification) or "xla" (blocked); None = the best one for the back end.
 
     Raises:
@@ -71,7 +71,9 @@ def dot_product_attention(
 def _implementation(name: str | None):
     # Cached, so that the choice is logged once per process.
     if name in _PLANNED:
-        raise NotImplementedError(f"attention implementation {name!r} is not part of this version; use 'xla' or 'reference'")
+        raise NotImplementedError(
+            f"attention implementation {name!r} is not part of this version; use 'xla' or 'reference'"
+        )
     chosen = name or "xla"
     if chosen not in IMPLEMENTATIONS:
         raise ValueError(f"unknown attention implementation {name!r}; known: {', '.join(IMPLEMENTATIONS)}")

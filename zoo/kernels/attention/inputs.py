@@ -41,12 +41,16 @@ def check_inputs(
 ) -> AttentionInputs:
     """Raises ValueError on shapes, dtypes or options that have no meaning; fills in default positions 0..T-1."""
     if query.ndim != 4 or key.ndim != 4 or key.shape != value.shape:
-        raise ValueError(f"need query [B,T,N,H], key and value [B,S,K,H]; got {query.shape}, {key.shape}, {value.shape}")
+        raise ValueError(
+            f"need query [B,T,N,H], key and value [B,S,K,H]; got {query.shape}, {key.shape}, {value.shape}"
+        )
     (batch, queries, heads, head_dim), (key_batch, keys, kv_heads, key_dim) = query.shape, key.shape
     if batch != key_batch or head_dim != key_dim or heads % kv_heads:
         raise ValueError(f"query {query.shape} and key {key.shape} differ in B or H, or N is no multiple of K")
     if not query.dtype == key.dtype == value.dtype or not jnp.issubdtype(query.dtype, jnp.floating):
-        raise ValueError(f"query, key, value must share one floating dtype; got {query.dtype}, {key.dtype}, {value.dtype}")
+        raise ValueError(
+            f"query, key, value must share one floating dtype; got {query.dtype}, {key.dtype}, {value.dtype}"
+        )
     if sliding_window is not None and sliding_window < 1:
         raise ValueError(f"sliding_window counts the query's own position: at least 1, got {sliding_window}")
     if logits_soft_cap is not None and logits_soft_cap <= 0:

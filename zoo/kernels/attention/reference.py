@@ -1,4 +1,4 @@
-"""Dense attention: the specification. Slow, in any dtype up to float64, with the whole [T, S] score matrix in memory."""
+"""Dense attention: the specification. Slow, in any dtype up to float64, with all [T, S] scores in memory."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from zoo.kernels.attention.visibility import visible
 
 
 def reference_attention(inputs: AttentionInputs) -> Float[Array, "b t n h"]:
-    """softmax(mask(cap(scale * q . k))) . v with cap(s) = c * tanh(s / c), computed in float32 (float64 for float64 inputs).
+    """softmax(mask(cap(scale * q . k))) . v with cap(s) = c * tanh(s / c), in float32 (float64 for float64 inputs).
 
     A query that sees no key gets zeros. The cap is applied before the mask (Gemma 2 report, section 2).
     """

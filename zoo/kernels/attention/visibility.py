@@ -1,4 +1,4 @@
-"""The one definition of which key a query may see. Dense, blocked, Pallas, cached and sequence-parallel paths all use it."""
+"""The one definition of which key a query may see. Dense, blocked, Pallas and cached paths all use it."""
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int

@@ -32,9 +32,9 @@ def xla_attention(inputs: AttentionInputs) -> Float[Array, "b t n h"]:
     """The function of `reference_attention`, blocked; products are float32 sums of the inputs' dtype."""
     queries, keys = inputs.query.shape[1], inputs.key.shape[1]
     window = inputs.sliding_window
-    if inputs.ordered_positions and inputs.causal and window is not None and queries > 1:
-        if _left_halo(window) + block_size(window) < keys:
-            return _local(inputs)
+    banded = inputs.ordered_positions and inputs.causal and queries > 1
+    if banded and window is not None and _left_halo(window) + block_size(window) < keys:
+        return _local(inputs, window)
     return _global(inputs)
 
 
@@ -52,10 +52,10 @@ def _left_halo(sliding_window: int) -> int:
 # ---- local layers: blocks of queries against a band of keys ----
 
 
-def _local(inputs: AttentionInputs) -> Float[Array, "b t n h"]:
+def _local(inputs: AttentionInputs, window: int) -> Float[Array, "b t n h"]:
     batch, queries, heads, head_dim = inputs.query.shape
     keys, kv_heads = inputs.key.shape[1:3]
-    block, halo = block_size(inputs.sliding_window), _left_halo(inputs.sliding_window)
+    block, halo = block_size(window), _left_halo(window)
     blocks = -(-queries // block)
     block_score_bytes = 4 * batch * heads * block * (halo + block)
     blocks_per_step = min(blocks, max(1, SCORE_BYTES // block_score_bytes))
@@ -95,11 +95,11 @@ def _local(inputs: AttentionInputs) -> Float[Array, "b t n h"]:
             return jnp.concatenate(shifted, axis=2)
 
         mask = visible(
-            *map(to_blocks, (query_positions,)),
-            *map(to_bands, (key_positions,)),
+            to_blocks(query_positions),
+            to_bands(key_positions),
             to_blocks(query_segments),
             to_bands(key_segments),
-            sliding_window=inputs.sliding_window,
+            sliding_window=window,
         )
         grouped = to_blocks(query).reshape(batch, blocks_per_step, block, kv_heads, heads // kv_heads, head_dim)
         out = _attend(

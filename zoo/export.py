@@ -1,0 +1,118 @@
+"""python -m zoo.export: a checkpoint in another format.
+
+python -m zoo.export runs/first exported --format huggingface --dtype bfloat16
+python -m zoo.export gemma-2-2b gemma-2-2b-orbax --format deepmind
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from zoo.command_line import parse_command
+from zoo.errors import UserError, run_command
+
+_OPENING = {
+    "huggingface": "transformers.AutoModelForCausalLM.from_pretrained({path!r})",
+    "orbax": "zoo.load({path!r}), or --checkpoint / --init-from {path} of the commands",
+    "deepmind": "gemma.gm.ckpts.load_params({path!r})",
+}
+
+
+@dataclass(frozen=True)
+class Export:
+    """Writes the weights of a checkpoint in another format, in one piece or not at all. Needs no accelerator."""
+
+    checkpoint: Annotated[Path, tyro.conf.Positional]
+    """A run directory of zoo.train, a checkpoint in it, a Hugging Face model folder, or a google-deepmind/gemma tree."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """The new folder; must not exist or be empty."""
+    format: Literal["huggingface", "orbax", "deepmind"]
+    """huggingface: opens in transformers. orbax: the zoo's own. deepmind: the google-deepmind/gemma tree (flat)."""
+    dtype: Literal["float32", "bfloat16"] | None = None
+    """Dtype of the weights; default: as stored, bit for bit."""
+    max_shard_gb: float = 5.0
+    """Largest size of one weight file (huggingface)."""
+    overwrite: bool = False
+    """Replace an earlier export."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command; raises UserError for wrong input."""
+    options = parse_command(Export, "zoo.export", argv)
+    if not 0 < options.max_shard_gb < 1e6:
+        raise UserError(f"--max-shard-gb must be above 0, got {options.max_shard_gb}")
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")  # an export fills the host's memory, not an accelerator's
+    from zoo.interop import load
+    from zoo.interop.new_folder import check_destination
+
+    check_destination(options.out, overwrite=options.overwrite, source=options.checkpoint)
+    with _Progress("reading") as progress:
+        loaded = load(options.checkpoint, param_dtype="stored", on_tensor=progress.advance)
+    with _Progress("writing") as progress:
+        _write(loaded, options, progress)
+    size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
+    print(f"wrote {options.out} ({size / 1e6:.1f} MB, {options.format}) from {options.checkpoint} ({loaded.source})")
+    print(f"open it with {_OPENING[options.format].format(path=str(options.out))}")
+    if loaded.tokenizer_folder is None:
+        print("the checkpoint has no tokenizer, so the export has none", file=sys.stderr)
+
+
+def _write(loaded, options: Export, progress: "_Progress") -> None:
+    from zoo.interop import save_deepmind, save_huggingface, save_run
+    from zoo.interop.huggingface import carried_files
+
+    common = {"dtype": options.dtype, "overwrite": options.overwrite}
+    if options.format == "huggingface":
+        save_huggingface(
+            loaded.model,
+            options.out,
+            # What lies in a Hugging Face folder goes along byte for byte; a tokenizer of ours brings its own file.
+            tokenizer=None if loaded.source == "huggingface" else loaded.tokenizer,
+            carried=carried_files(loaded.path) if loaded.source == "huggingface" else (),
+            max_shard_bytes=max(1, int(options.max_shard_gb * 1e9)),
+            on_tensor=progress.advance,
+            **common,
+        )
+    elif options.format == "deepmind":
+        save_deepmind(loaded.model, options.out, tokenizer=loaded.tokenizer, on_tensor=progress.advance, **common)
+    else:
+        save_run(loaded.model, options.out, tokenizer=loaded.tokenizer, **common)
+
+
+class _Progress:
+    """One line on a terminal: what is done, and the tensor it is at; nothing where standard error is no terminal."""
+
+    def __init__(self, title: str):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        columns = (
+            TextColumn(title),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._task = self._bar.add_task("", total=None)
+
+    def __enter__(self) -> "_Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        self._bar.stop()
+
+    def advance(self, name: str) -> None:
+        """One more tensor is done."""
+        self._bar.update(self._task, advance=1, description=name)
+
+
+if __name__ == "__main__":
+    run_command(main)

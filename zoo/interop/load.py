@@ -1,0 +1,129 @@
+"""`load`: a model from any checkpoint, whichever kind it is."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoo.data import Tokenizer, load_tokenizer
+from zoo.errors import UserError
+from zoo.interop import deepmind, huggingface
+from zoo.interop.parameters import OnTensor, ParamDtype
+from zoo.interop.runs import load_run
+from zoo.models import ModelConfig, config_from_dict
+from zoo.nn import Execution
+from zoo.parallel import ShardingRules
+from zoo.training.run_directory import is_checkpoint_dir, is_run_dir, read_run
+
+Source = Literal["huggingface", "run", "deepmind"]
+
+_ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint")
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with its weights, and what was found beside them."""
+
+    model: nnx.Module
+    """Flax module: int32 [B, T] tokens -> float32 [B, T, vocab] logits."""
+    path: Path
+    """Where it came from."""
+    source: Source
+    """Kind of checkpoint: a Hugging Face folder, our own run or its checkpoint, a google-deepmind/gemma tree."""
+    tokenizer_folder: Path | None
+    """Folder with the tokenizer's files; None if there are none."""
+
+    @property
+    def config(self) -> ModelConfig:
+        """The model's architecture."""
+        return self.model.config
+
+    @cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer, None if the checkpoint has none. Read when it is first asked for, since scoring or exporting may
+        not need it. Raises `UserError` if it is damaged, or has more tokens than the model."""
+        if self.tokenizer_folder is None:
+            return None
+        tokenizer = load_tokenizer(self.tokenizer_folder)
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise UserError(
+                f"{self.tokenizer_folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}"
+            )
+        return tokenizer
+
+
+def load(
+    path: str | Path,
+    *,
+    execution: Execution | None = None,
+    param_dtype: ParamDtype | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+    on_tensor: OnTensor | None = None,
+) -> Loaded:
+    """Loads the model of a checkpoint and says what kind of checkpoint it was.
+
+    Args:
+        path: a run directory of `zoo.train`, its `checkpoints` folder or one step of it; a Hugging Face folder; a
+            google-deepmind/gemma checkpoint whose shapes are those of a Gemma 2 preset (`load_deepmind` takes others).
+        execution: how the model computes. Default, with unrolled layers: float32 on CPU; elsewhere bfloat16 with
+            parameters in the dtype they are stored in.
+        param_dtype: dtype of the parameters in memory, "stored" for what the checkpoint has; default: the execution's.
+        mesh: spreads the parameters over these devices as they are read.
+        rules: which logical axis lies on which mesh axis; default `ShardingRules()`.
+        on_tensor: called with each tensor's name when it has been read.
+
+    Raises:
+        UserError: nothing that can be loaded lies there; what was found is damaged or not supported.
+    """
+    source = source_of(path)
+    if execution is None:
+        on_cpu = jax.default_backend() == "cpu"
+        execution = Execution(compute_dtype="float32" if on_cpu else "bfloat16")
+        param_dtype = param_dtype or ("float32" if on_cpu else "stored")
+    options = {"execution": execution, "param_dtype": param_dtype, "mesh": mesh, "rules": rules}
+    path = Path(path)
+    if source == "run":
+        return Loaded(load_run(path, **options), path, source, read_run(path).tokenizer_dir)
+    read = huggingface.load_huggingface if source == "huggingface" else deepmind.load_deepmind
+    model = read(path, on_tensor=on_tensor, **options)
+    beside = (path,) if source == "huggingface" else (path, path.parent)  # released trees lie in the tokenizer's folder
+    return Loaded(model, path, source, next(filter(_has_tokenizer, beside), None))
+
+
+def read_config(path: str | Path) -> ModelConfig:
+    """The architecture of a checkpoint, without its weights. Raises `UserError` as `load` does."""
+    match source_of(path):
+        case "run":
+            return config_from_dict(read_run(path).model_dict)
+        case "huggingface":
+            return huggingface.read_config(Path(path))
+        case "deepmind":
+            return deepmind.preset_of(deepmind.DeepMindTree(Path(path)))
+
+
+def source_of(path: str | Path) -> Source:
+    """Which kind of checkpoint lies at a path. Raises `UserError`, saying what was looked for, if none does."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: there is no such file or folder")
+    if not path.is_dir():
+        raise UserError(f"{path} is a file: give the folder of the checkpoint")
+    if is_run_dir(path) or is_checkpoint_dir(path):
+        return "run"
+    if (path / "config.json").is_file():
+        return "huggingface"
+    if any((path / name).is_file() for name in _ORBAX_FILES):
+        return "deepmind"
+    raise UserError(
+        f"{path} holds no checkpoint: looked for run.json or STEP/params (zoo.train), config.json with safetensors "
+        "(Hugging Face) and _METADATA (Orbax tree of google-deepmind/gemma)"
+    )
+
+
+def _has_tokenizer(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))

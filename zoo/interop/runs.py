@@ -1,0 +1,135 @@
+"""The zoo's own checkpoints: run directories of `zoo.train`, and the same layout with parameters only as an export."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+from flax import nnx
+from jax.sharding import Mesh
+
+from zoo.data import Tokenizer
+from zoo.errors import UserError
+from zoo.interop.new_folder import new_folder
+from zoo.interop.parameters import ParamDtype, abstract_model, target_shardings
+from zoo.models import config_from_dict, config_to_dict
+from zoo.nn import Execution, stack_layers, unstack_layers
+from zoo.parallel import ShardingRules
+from zoo.training.checkpoints import restore_params
+from zoo.training.manifest import write_manifest
+from zoo.training.parameters import flatten_with_names, nested_dict
+from zoo.training.run_directory import (
+    RunInfo,
+    checkpoints_dir,
+    read_run,
+    run_description,
+    tokenizer_dir,
+    write_json_atomically,
+    write_run,
+)
+
+
+def load_run(
+    path: str | Path,
+    *,
+    execution: Execution | None = None,
+    param_dtype: ParamDtype | None = None,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
+) -> nnx.Module:
+    """The model of a run directory (newest checkpoint that is whole), its `checkpoints` folder or one STEP folder.
+
+    A model that was saved with scanned layers is loaded unrolled and the other way round, as `execution` asks.
+
+    Raises:
+        UserError: there is no whole checkpoint, or its description cannot be read.
+    """
+    info = read_run(path)
+    config, saved = config_from_dict(info.model_dict), _saved_execution(info)
+    execution = execution or Execution()
+    dtype = jnp.dtype(saved.param_dtype if param_dtype == "stored" else param_dtype or execution.param_dtype)
+    abstract = abstract_model(config, saved)[1]
+    shardings = target_shardings(abstract, mesh, rules)
+    wanted = [
+        (at, leaf.replace(jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=shardings.get(at))))
+        for at, leaf in nnx.to_flat_state(abstract)
+    ]
+    state = restore_params(path, nnx.from_flat_state(wanted))
+    if saved.scan_layers != execution.scan_layers:
+        state = (unstack_layers if saved.scan_layers else stack_layers)(state, len(config.layer_types))
+    graphdef, abstract = abstract_model(config, execution)
+    if mesh is not None:
+        placed = target_shardings(abstract, mesh, rules)
+        leaves = [(at, leaf.replace(jax.device_put(leaf.get_value(), placed[at]))) for at, leaf in nnx.to_flat_state(state)]
+        state = nnx.from_flat_state(leaves)
+    return nnx.merge(graphdef, state)
+
+
+def save_run(
+    model: nnx.Module,
+    folder: str | Path,
+    *,
+    tokenizer: Tokenizer | None = None,
+    dtype: str | None = None,
+    step: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Writes a model as a run directory that holds one checkpoint with parameters only: for `zoo.load` and
+    ``zoo.train --init-from``, not for resuming.
+
+    Args:
+        model: any model of the zoo; its layers are written as it keeps them.
+        folder: must not exist or be empty; with `overwrite` it may hold an earlier export.
+        tokenizer: written along.
+        dtype: "float32" or "bfloat16", default as in the model.
+        step: number that the checkpoint gets.
+        overwrite: replace an earlier export.
+    """
+    params = nnx.state(model, nnx.Param)
+    if dtype:
+        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    leaves = jax.tree.leaves(params)
+    execution = dataclasses.replace(model.execution, param_dtype=_common_dtype(leaves))
+    with new_folder(Path(folder), num_bytes=sum(leaf.nbytes for leaf in leaves), overwrite=overwrite) as temporary:
+        if tokenizer is not None:
+            tokenizer.save(tokenizer_dir(temporary))
+        info = RunInfo(
+            path=temporary,
+            recipe="export",
+            model_dict=config_to_dict(model.config),
+            execution_dict=dataclasses.asdict(execution),
+            tokenizer_fingerprint=None if tokenizer is None else tokenizer.fingerprint,
+            tokenizer_dir=None if tokenizer is None else tokenizer_dir(temporary),
+            steps=(step,),
+        )
+        write_run(info)
+        checkpoint = checkpoints_dir(temporary) / str(step)
+        write_orbax(checkpoint / "params", nested_dict(flatten_with_names(params)))
+        write_json_atomically(checkpoint / "meta" / "metadata", {"run": run_description(info), "step": step})
+        write_manifest(checkpoint)
+
+
+def write_orbax(folder: Path, tree: Any) -> None:
+    """Writes a nested dictionary of arrays with Orbax. Raises OSError if there is no room."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        try:
+            checkpointer.save(folder.absolute(), tree)
+            checkpointer.wait_until_finished()
+        except OSError:
+            raise
+        except Exception as error:  # tensorstore reports a full disk as ValueError
+            raise OSError(" ".join(str(error).split())[:300]) from error
+
+
+def _saved_execution(info: RunInfo) -> Execution:
+    try:
+        return Execution(**info.execution_dict)
+    except TypeError as error:
+        raise UserError(f"{info.path}: its execution {json.dumps(info.execution_dict)} is not understood: {error}") from None
+
+
+def _common_dtype(leaves: list[jax.Array]) -> str:
+    return str(jnp.result_type(*leaves))
