@@ -159,6 +159,7 @@ BAD_INPUT = {
         ["--checkpoint", "CKPT", "--prompt", "a", "--max-new-tokens", "1000000000"],
         "context of 128",
     ),
+    "prompt beyond the context": (["--checkpoint", "CKPT", "--prompt", "a " * 200], "fills the model's context"),
     "negative temperature": (["--checkpoint", "CKPT", "--prompt", "a", "--temperature", "-1"], "temperature"),
     "top-p above 1": (["--checkpoint", "CKPT", "--prompt", "a", "--top-p", "2"], "top-p"),
     "top-k 0": (["--checkpoint", "CKPT", "--prompt", "a", "--top-k", "0"], "top-k"),

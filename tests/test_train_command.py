@@ -68,10 +68,14 @@ def test_a_run_that_was_stopped_cleanly_continues_bit_for_bit(whole, corpus, tmp
     assert_same_run(tmp_path / "run", whole[0])
 
 
-def test_a_damaged_checkpoint_is_named_and_the_run_continues_bit_for_bit_from_the_one_before(whole, corpus, tmp_path, capsys):
+def test_a_damaged_checkpoint_is_named_and_the_run_continues_bit_for_bit_from_the_one_before(
+    whole, corpus, tmp_path, capsys
+):
     run = tmp_path / "run"
     main(arguments(corpus, run, stop_at_step=4))
-    params = max((run / "checkpoints" / "4" / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0)
+    params = max(
+        (run / "checkpoints" / "4" / "params").rglob("*"), key=lambda p: p.stat().st_size if p.is_file() else 0
+    )
     params.write_bytes(params.read_bytes()[:-20])
     capsys.readouterr()
     main(arguments(corpus, run))
@@ -137,7 +141,10 @@ def test_frozen_parameters_stay_as_they_are(whole, corpus, tmp_path):
 
 def test_conversations_are_trained_on(corpus, tmp_path):
     chats = tmp_path / "chats.jsonl"
-    turns = [{"role": "user", "content": "return the token"}, {"role": "assistant", "content": "the token of the batch"}]
+    turns = [
+        {"role": "user", "content": "return the token"},
+        {"role": "assistant", "content": "the token of the batch"},
+    ]
     chats.write_text("".join(json.dumps({"messages": turns + turns[: 2 * (i % 2)]}) + "\n" for i in range(40)))
     options = {"data.format": "chat", "data.packing": "first_fit", "data.sequence_length": 64, "data.vocab_size": 290}
     main(arguments(chats, tmp_path / "run", steps=2, **options))
@@ -170,6 +177,8 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(corpus, t
     options = {"steps": 5 * kills, "evaluate_every": 5}
     code, _, errors = run_command(arguments(corpus, tmp_path / "whole", **options))
     assert code == 0, errors
-    counts = tiny_run.kill_until_done(arguments(corpus, tmp_path / "run", **options), tmp_path / "run", kills, seed=kills)
+    counts = tiny_run.kill_until_done(
+        arguments(corpus, tmp_path / "run", **options), tmp_path / "run", kills, seed=kills
+    )
     assert counts["kills"] == kills, counts
     assert_same_run(tmp_path / "run", tmp_path / "whole")

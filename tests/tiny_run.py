@@ -37,7 +37,7 @@ SIZES = {
     "--checkpoint-every": 2,
     "--sample-tokens": 5,
 }
-WORDS = "def class return the of and model token layer attention value loss step batch data state cache".split()
+WORDS = ("def", "class", "return", "the", "of", "and", "model", "token", "layer", "attention", "loss", "step", "state")
 
 
 def write_corpus(folder: Path, documents: int = 60) -> Path:
@@ -51,30 +51,31 @@ def write_corpus(folder: Path, documents: int = 60) -> Path:
 
 
 def arguments(data: Path, run: Path, **changes) -> list[str]:
-    """The command line of the tiny run; `changes` are options with `__` for `.` (`data__batch_size=4`), None leaves one out."""
+    """The command line of the tiny run; `changes` are options with `__` for `.` (`data__seed=4`), None drops one."""
     options = dict(SIZES) | {"--data": data, "--run-dir": run}
     for name, value in changes.items():
         options["--" + name.replace("__", ".").replace("_", "-")] = value
-    return [str(word) for name, value in options.items() if value is not None for word in (name, value)] + ["--no-tensorboard"]
+    return [str(word) for name, value in options.items() if value is not None for word in (name, value)] + [
+        "--no-tensorboard"
+    ]
 
 
-def start(command: list[str], *, devices: int = 1, **options) -> subprocess.Popen:
+def start(command: list[str], *, devices: int = 1, **environment) -> subprocess.Popen:
     """Starts `python -m zoo.train` with so many virtual CPU devices."""
-    environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", "PYTHONUNBUFFERED": "1"}
+    flags = f"--xla_force_host_platform_device_count={devices}"
     return subprocess.Popen(
         [sys.executable, "-m", "zoo.train", *command],
         cwd=REPOSITORY,
-        env=environment,
+        env=os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
-def run_command(command: list[str], *, devices: int = 1, **options) -> tuple[int, str, str]:
+def run_command(command: list[str], *, devices: int = 1) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `python -m zoo.train`."""
-    process = start(command, devices=devices, **options)
+    process = start(command, devices=devices)
     output, errors = process.communicate(timeout=600)
     return process.returncode, output, errors
 
@@ -92,7 +93,9 @@ def saved_params(run: Path) -> dict[str, np.ndarray]:
     folder = run.absolute() / "checkpoints" / str(read_run(run).steps[-1]) / "params"
     with ocp.PyTreeCheckpointer() as checkpointer:
         restored = checkpointer.restore(folder, restore_args=None)
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(restored)}
+    return {
+        jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
+    }
 
 
 def assert_same_run(run: Path, other: Path) -> None:

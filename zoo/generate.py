@@ -15,6 +15,9 @@ from typing import Literal
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
+DEFAULT_NEW_TOKENS = 128
+DEFAULT_NEW_TOKENS = 128
+
 CHAT_LENGTH_STEP = 64
 """Prompts of a conversation are padded to a multiple of this: most turns then reuse a compiled program."""
 
@@ -35,8 +38,8 @@ class Generate:
     """int [B, T] .npy file for --tokens: 1 = token, 0 = padding (on the left)."""
     out: Path | None = None
     """.npy file for the new ids, int32 [B, N]; needed with --tokens."""
-    max_new_tokens: int = 128
-    """New tokens per prompt (at most, where a stop token is in force)."""
+    max_new_tokens: int | None = None
+    """New tokens per prompt, at most where a stop token is in force. Default: 128, or what the context has room for."""
     temperature: float = 0.0
     """0 = greedy; 1 = the model's own distribution."""
     top_k: int | None = None
@@ -65,8 +68,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _check(options: Generate) -> None:
     """What can be said without loading anything."""
+    from zoo.inference.prompts import check_seed
+
     _sampling(options)
-    if options.max_new_tokens < 1:
+    check_seed(options.seed)
+    if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
     if options.tokens is not None:
         if options.prompt or options.chat:
@@ -100,19 +106,40 @@ def _load(options: Generate, *, tokenizer_needed: bool):
     return loaded
 
 
-def _check_length(options: Generate, length: int, config) -> None:
-    if length + options.max_new_tokens > config.max_position_embeddings:
+def _generate(options: Generate, loaded, tokens, mask, stop_tokens: Sequence[int], on_token):
+    from zoo.inference import generate
+
+    return generate(
+        loaded.model,
+        tokens,
+        mask,
+        max_new_tokens=_max_new_tokens(options, int(mask.sum(1).max()), loaded.config),
+        sampling=_sampling(options),
+        stop_tokens=stop_tokens,
+        seed=options.seed,
+        on_token=on_token,
+        pad_id=loaded.config.pad_token_id,
+    )
+
+
+def _max_new_tokens(options: Generate, longest_prompt: int, config) -> int:
+    """How many tokens to generate; raises UserError where the model's context has no room for them."""
+    context = config.max_position_embeddings
+    room = context - longest_prompt
+    if room < 1:
+        raise UserError(f"a prompt of {longest_prompt} tokens fills the model's context of {context} tokens")
+    if options.max_new_tokens is not None and options.max_new_tokens > room:
         raise UserError(
-            f"a prompt of {length} tokens and --max-new-tokens {options.max_new_tokens} exceed the model's context of "
-            f"{config.max_position_embeddings} tokens"
+            f"--max-new-tokens {options.max_new_tokens} after a prompt of {longest_prompt} tokens exceeds the model's "
+            f"context of {context} tokens: at most {room} fit"
         )
+    return min(DEFAULT_NEW_TOKENS, room) if options.max_new_tokens is None else options.max_new_tokens
 
 
 # ---- arrays of ids ----
 
 
 def _generate_arrays(options: Generate) -> None:
-    from zoo.inference import generate
     from zoo.inference.files import output_file, read_array
     from zoo.inference.prompts import check_mask, check_tokens
 
@@ -124,20 +151,9 @@ def _generate_arrays(options: Generate) -> None:
     with output_file(options.out) as output:
         loaded = _load(options, tokenizer_needed=False)
         check_tokens(tokens, loaded.config.vocab_size, name)
-        _check_length(options, int(mask.sum(1).max()), loaded.config)
         stop_tokens = _known_ids(options.stop_tokens or (), loaded.config)
         meter = Meter(len(tokens), stop_tokens)
-        new_tokens = generate(
-            loaded.model,
-            tokens,
-            mask,
-            max_new_tokens=options.max_new_tokens,
-            sampling=_sampling(options),
-            stop_tokens=stop_tokens,
-            seed=options.seed,
-            on_token=meter.count,
-            pad_id=loaded.config.pad_token_id,
-        )
+        new_tokens = _generate(options, loaded, tokens, mask, stop_tokens, meter.count)
         assert output is not None
         output.write_array(new_tokens)
     meter.report()
@@ -147,19 +163,19 @@ def _generate_arrays(options: Generate) -> None:
 
 
 def _generate_texts(options: Generate) -> None:
+    from zoo.inference import left_pad
     from zoo.inference.files import output_file
 
     with output_file(options.out) as output:
         loaded = _load(options, tokenizer_needed=True)
         prompts = [_encode(text, options, loaded.tokenizer) for text in options.prompt]
-        for prompt in prompts:
-            _check_length(options, len(prompt), loaded.config)
         stop_tokens = _stop_tokens(options, loaded)
         meter = Meter(len(prompts), stop_tokens)
         if len(prompts) == 1:
             new_tokens, _ = _stream(options, loaded, prompts[0], stop_tokens, meter, 1)
         else:
-            new_tokens = _generate_batch(options, loaded, prompts, stop_tokens, meter)
+            tokens, mask = left_pad(prompts, loaded.config.pad_token_id)
+            new_tokens = _generate(options, loaded, tokens, mask, stop_tokens, meter.count)
             for text, row in zip(options.prompt, new_tokens, strict=True):
                 print(f"[{_title(text)}]\n{loaded.tokenizer.decode(_until_stop(row, stop_tokens))}\n")
         if output is not None:
@@ -167,26 +183,9 @@ def _generate_texts(options: Generate) -> None:
     meter.report()
 
 
-def _generate_batch(options: Generate, loaded, prompts, stop_tokens, meter):
-    from zoo.inference import generate, left_pad
-
-    tokens, mask = left_pad(prompts, loaded.config.pad_token_id)
-    return generate(
-        loaded.model,
-        tokens,
-        mask,
-        max_new_tokens=options.max_new_tokens,
-        sampling=_sampling(options),
-        stop_tokens=stop_tokens,
-        seed=options.seed,
-        on_token=meter.count,
-        pad_id=loaded.config.pad_token_id,
-    )
-
-
 def _stream(options: Generate, loaded, prompt: list[int], stop_tokens, meter, length_step: int):
     """(new tokens [1, N], text) of one prompt, printed as it arrives."""
-    from zoo.inference import TextStream, generate, left_pad
+    from zoo.inference import TextStream, left_pad
 
     stream, shown = TextStream(loaded.tokenizer), []
 
@@ -202,20 +201,11 @@ def _stream(options: Generate, loaded, prompt: list[int], stop_tokens, meter, le
 
     tokens, mask = left_pad([prompt], loaded.config.pad_token_id, length_step)
     try:
-        new_tokens = generate(
-            loaded.model,
-            tokens,
-            mask,
-            max_new_tokens=options.max_new_tokens,
-            sampling=_sampling(options),
-            stop_tokens=stop_tokens,
-            seed=options.seed,
-            on_token=on_token,
-            pad_id=loaded.config.pad_token_id,
-        )
-    finally:
-        show(stream.flush())
+        new_tokens = _generate(options, loaded, tokens, mask, stop_tokens, on_token)
+    except KeyboardInterrupt:
         print()
+        raise
+    show(stream.flush() + "\n")
     return new_tokens, "".join(shown)
 
 
@@ -236,7 +226,6 @@ def _converse(options: Generate) -> None:
             return
         messages.append({"role": "user", "content": said})
         prompt = render_chat(messages, loaded.tokenizer)
-        _check_length(options, len(prompt), loaded.config)
         meter = Meter(1, stop_tokens)
         answer = ""
         try:

@@ -5,6 +5,7 @@ cores. Every field of a recipe is an option (`--help`). A run directory that exi
 SIGTERM finish the step and save first.
 """
 
+import contextlib
 import functools
 import json
 import sys
@@ -23,9 +24,9 @@ from zoo.recipes.console import say, show_logs
 from zoo.recipes.report import comparison, draw_losses, opening, sample_text, what_next
 from zoo.recipes.run import begin_run, choose_tokenizer, describe_run, resolve_model, saved_run
 from zoo.recipes.weights import abstract_model, check_init_from, restore_or_begin
-from zoo.training.checkpoints import Checkpoints, disk_is_full
+from zoo.training.checkpoints import disk_is_full
 from zoo.training.evaluation import make_evaluation
-from zoo.training.loop import run_loop
+from zoo.training.loop import open_checkpoints, run_loop
 from zoo.training.losses import next_token_loss
 from zoo.training.metrics import open_record
 from zoo.training.optimizer import make_optimizer, make_schedule
@@ -59,13 +60,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def train(recipe: Recipe) -> None:
     """One run, from its beginning or from its newest checkpoint, to its end."""
-    # ---- run: its folder is ours alone, and what is in it belongs to this recipe
+    # ---- run: what is already in its folder must belong to this recipe
     recipe = resolve_model(recipe)
+    run = Path(recipe.run_dir)
     saved = saved_run(recipe)
     if saved is None:
         check_init_from(recipe)
-    run = Path(recipe.run_dir)
-    lock = RunLock(run)
 
     # ---- mesh
     mesh = make_mesh(recipe.mesh)
@@ -83,13 +83,13 @@ def train(recipe: Recipe) -> None:
     model = abstract_model(recipe, mesh)
     optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, recipe.freeze)
 
-    # ---- restore
+    # ---- restore: from here on the run directory is written to
     info = describe_run(recipe, tokenizer)
-    with Checkpoints(run, keep_last=recipe.loop.keep_last, checksums=recipe.loop.checksums) as checkpoints:
+    with RunLock(run), open_checkpoints(run, recipe.loop) as checkpoints, contextlib.closing(batches):
+        begin_run(info, tokenizer, new=saved is None)
         state, data_position = restore_or_begin(recipe, mesh, model, optimizer, checkpoints)
         if data_position is not None:
             batches.set_state(data_position)
-        begin_run(info, tokenizer, new=saved is None)
         first_step = int(state.step)
         say(opening(recipe, mesh, corpus, tokenizer, first_step))
 

@@ -17,7 +17,9 @@ def test_without_arguments_the_recipe_is_unchanged():
 
 
 def test_fields_are_options_nested_ones_with_a_dot():
-    found = parse("--steps", "7", "--optimizer.learning-rate", "0.25", "--execution.scan-layers", "--model.layer-types", "local")
+    found = parse(
+        "--steps", "7", "--optimizer.learning-rate", "0.25", "--execution.scan-layers", "--model.layer-types", "local"
+    )
     assert (found.loop.steps, found.optimizer.learning_rate, found.execution.scan_layers) == (7, 0.25, True)
     assert found.model.layer_types == ("local",)
 

@@ -84,7 +84,9 @@ def test_a_field_that_is_younger_than_the_run_does_not_keep_it_from_being_resume
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_named_with_the_nearest_size(mesh):
-    with pytest.raises(UserError, match=r"data.batch_size=12 is not divisible by the mesh \(data=1 x fsdp=8\); 16 would be"):
+    with pytest.raises(
+        UserError, match=r"data.batch_size=12 is not divisible by the mesh \(data=1 x fsdp=8\); 16 would be"
+    ):
         check_recipe(changed("data", batch_size=12), mesh)
     with pytest.raises(UserError, match=r"batch_size=8 .*accumulation_steps=3; 24 would be"):
         check_recipe(changed("optimizer", accumulation_steps=3), mesh)
@@ -100,9 +102,13 @@ def test_a_tokenizer_larger_than_the_models_vocabulary_is_named(mesh):
         check_recipe(changed("data", vocab_size=9000), mesh)
 
 
-@pytest.mark.parametrize("fields", [{"num_layers": 10**9}, {"embed_dim": 10**9}, {"vocab_size": 10**12}, {"hidden_dim": 10**10}])
+@pytest.mark.parametrize(
+    "fields", [{"num_layers": 10**9}, {"embed_dim": 10**9}, {"vocab_size": 10**12}, {"hidden_dim": 10**10}]
+)
 def test_absurd_sizes_are_refused_before_anything_is_allocated(mesh, fields):
-    with pytest.raises(UserError, match=f"model.*{next(iter(fields)) if 'hidden_dim' not in fields else 'parameters'}.*GiB"):
+    with pytest.raises(
+        UserError, match=f"model.*{next(iter(fields)) if 'hidden_dim' not in fields else 'parameters'}.*GiB"
+    ):
         check_recipe(changed("model", **fields), mesh)
 
 

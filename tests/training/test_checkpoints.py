@@ -236,7 +236,10 @@ def test_reading_parameters_passes_over_a_damaged_step_and_moves_nothing(tmp_pat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda p: p["embedder"].update(embedding=jnp.zeros((64, 8))), r"embedder/embedding has shape \(64, 16\), .*\(64, 8\)"),
+        (
+            lambda p: p["embedder"].update(embedding=jnp.zeros((64, 8))),
+            r"embedder/embedding has shape \(64, 16\), .*\(64, 8\)",
+        ),
         (lambda p: p.update(final_norm=jnp.zeros(3)), "it has no final_norm"),
         (lambda p: p.pop("layers"), "the model has no layers/0/scale"),
     ],
@@ -300,7 +303,12 @@ def test_run_and_checkpoint_folders_are_told_apart(tmp_path):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "cannot be read"), ('{"format": 2}', "has format 2"), ('{"format": 1}', "does not describe a run"), ("[]", "cannot be read")],
+    [
+        ("{", "cannot be read"),
+        ('{"format": 2}', "has format 2"),
+        ('{"format": 1}', "does not describe a run"),
+        ("[]", "cannot be read"),
+    ],
 )
 def test_a_broken_run_description_is_named(tmp_path, content, message):
     (tmp_path / "run.json").write_text(content)
@@ -316,11 +324,10 @@ def test_a_path_that_is_no_run_is_named(tmp_path):
 
 
 def test_two_processes_cannot_train_into_one_folder(tmp_path):
-    lock = RunLock(tmp_path)
-    with pytest.raises(UserError, match="another process is training"):
+    with RunLock(tmp_path), pytest.raises(UserError, match="another process is training"):
         RunLock(tmp_path)
-    lock.release()
-    RunLock(tmp_path).release()
+    with RunLock(tmp_path):
+        pass
 
 
 def test_the_manifest_without_checksums_still_finds_missing_and_shortened_files(tmp_path):

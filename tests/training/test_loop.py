@@ -59,7 +59,12 @@ def train_step(state, batch):
         opt_state={},
         rng=state.rng,
     )
-    return new, {"loss": loss, "grad_norm": jnp.linalg.norm(gradient), "tokens": jnp.int32(batch.size), "finite": finite}
+    return new, {
+        "loss": loss,
+        "grad_norm": jnp.linalg.norm(gradient),
+        "tokens": jnp.int32(batch.size),
+        "finite": finite,
+    }
 
 
 def train(run, *, batches=None, records=None, evaluate=lambda _params: {}, record=None, **config):
@@ -170,7 +175,11 @@ def test_a_step_that_is_not_finite_is_never_saved(tmp_path):
 def test_validation_is_written_beside_its_step_and_decides_which_checkpoint_is_the_best(tmp_path):
     values = iter([3.0, 1.0, 2.0, 4.0])
     outcome, records = train(
-        tmp_path, evaluate=lambda _params: {"validation_loss": next(values)}, evaluate_every=3, checkpoint_every=3, keep_last=1
+        tmp_path,
+        evaluate=lambda _params: {"validation_loss": next(values)},
+        evaluate_every=3,
+        checkpoint_every=3,
+        keep_last=1,
     )
     assert {record["step"]: record["validation_loss"] for record in records if "validation_loss" in record} == {
         3: 3.0,

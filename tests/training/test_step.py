@@ -1,6 +1,7 @@
 """The training step: accumulation, frozen and sharded parameters, tokens, what is not finite, determinism."""
 
 import functools
+import re
 from dataclasses import dataclass
 
 import chex
@@ -216,6 +217,18 @@ def test_the_step_is_compiled_once():
     for number in range(3):
         state, _ = step(state, make_batch(number))
     assert step._cache_size() == 1
+
+
+def test_the_update_is_in_place_and_copies_neither_parameters_nor_moments():
+    state, step = make_run()
+    compiled = step.lower(state, make_batch()).compile()
+    kernel = r"f32\[16,16\]"  # hidden/1/kernel
+    assert re.search(rf"= {kernel}.* fusion\(", compiled.as_text())
+    assert not re.search(rf"= {kernel}.* copy\(", compiled.as_text())
+    state_bytes = sum(
+        leaf.nbytes for leaf in jax.tree.leaves(state) if not jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    )
+    assert compiled.memory_analysis().alias_size_in_bytes >= state_bytes
 
 
 def test_a_stochastic_loss_gets_another_key_for_every_step_and_microbatch():

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Int, Key
 
 from zoo.errors import UserError
 from zoo.inference.model import LanguageModel, Structure, take_apart
-from zoo.inference.prompts import check_mask, check_tokens, positions_of, row_keys
+from zoo.inference.prompts import check_mask, check_seed, check_tokens, positions_of, row_keys
 from zoo.inference.sampling import Sampling, sample
 
 
@@ -70,8 +70,7 @@ def generate(
     """
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
-    if not 0 <= seed < 2**31:
-        raise UserError(f"seed must lie in 0 .. 2^31 - 1, got {seed}")
+    check_seed(seed)
     tokens = check_tokens(tokens, model.config.vocab_size)
     mask = check_mask(mask, tokens, left=True)
     keys = row_keys(seed, tokens, mask)

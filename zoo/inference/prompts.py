@@ -12,6 +12,12 @@ from jaxtyping import Array, Int, Key
 from zoo.errors import UserError
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that makes no key."""
+    if not 0 <= seed < 2**31:
+        raise UserError(f"seed must lie in 0 .. 2^31 - 1, got {seed}")
+
+
 def left_pad(
     prompts: Sequence[Sequence[int]], pad_id: int = 0, multiple: int = 1
 ) -> tuple[Int[np.ndarray, "b t"], Int[np.ndarray, "b t"]]:

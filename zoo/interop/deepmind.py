@@ -49,9 +49,12 @@ class DeepMindTree:
         self._cached: tuple[tuple[str, ...], np.ndarray] | None = None
         self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
         try:
-            leaves = _flatten(self._checkpointer.metadata(self.folder).item_metadata.tree)
+            metadata = self._checkpointer.metadata(self.folder).item_metadata
         except Exception as error:
-            raise UserError(f"{folder} is not an Orbax checkpoint that can be read: {_first_line(error)}") from None
+            raise UserError(f"{folder} cannot be read as an Orbax checkpoint: {_first_line(error)}") from None
+        if metadata is None:
+            raise UserError(f"{folder} cannot be read as an Orbax checkpoint: it says nothing of its arrays (_METADATA)")
+        leaves = _flatten(metadata.tree)
         positions = [int(match[1]) for path in leaves if (match := _STACKED.search("/".join(path)))]
         for path, leaf in leaves.items():
             for name, index, shape in _flat_names(path, tuple(leaf.shape), max(positions, default=0) + 1):

@@ -28,8 +28,8 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
         )
     if data.tokenizer is None and recipe.init_from is None and data.vocab_size > model.vocab_size:
         raise UserError(
-            f"data.vocab_size={data.vocab_size} is larger than model.vocab_size={model.vocab_size}: the tokenizer would "
-            "have tokens that the model does not know"
+            f"data.vocab_size={data.vocab_size} is larger than model.vocab_size={model.vocab_size}: "
+            "the tokenizer would have tokens that the model does not know"
         )
     needed, available = least_bytes(recipe, mesh), memory_bytes(mesh)
     if available is not None and needed > available:
@@ -37,14 +37,14 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
             f"training model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, "
             f"model.vocab_size={model.vocab_size} ({model.num_parameters():,} parameters) with "
             f"data.batch_size={data.batch_size} x data.sequence_length={data.sequence_length} needs at least "
-            f"{_gib(needed)} GiB, the {mesh.size} device(s) have {_gib(available)} GiB; choose smaller sizes, more devices, "
-            "or optimizer.accumulation_steps"
+            f"{_gib(needed)} GiB, the {mesh.size} device(s) have {_gib(available)} GiB; "
+            "choose smaller sizes, more devices, or optimizer.accumulation_steps"
         )
 
 
 def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, source: str) -> None:
-    """Raises `UserError` if the tokenizer has more tokens than the model, or is not the one (`expected` fingerprint) that
-    `source` was trained with."""
+    """Raises `UserError` if the tokenizer has more tokens than the model, or another fingerprint than `expected`, that
+    of the tokenizer that `source` was trained with."""
     if tokenizer.vocab_size > recipe.model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows model.vocab_size="
@@ -64,7 +64,9 @@ def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
     copies = mesh.shape["data"]
     state = recipe.model.num_parameters() * (2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize + weights)
     tokens = recipe.data.batch_size * recipe.data.sequence_length // recipe.optimizer.accumulation_steps
-    inputs = tokens * recipe.model.embed_dim * recipe.model.num_layers * jnp.dtype(recipe.execution.compute_dtype).itemsize
+    inputs = (
+        tokens * recipe.model.embed_dim * recipe.model.num_layers * jnp.dtype(recipe.execution.compute_dtype).itemsize
+    )
     return state * copies + inputs
 
 

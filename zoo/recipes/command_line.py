@@ -54,7 +54,8 @@ def option_names(kind: type, prefix: str = "") -> Iterator[str]:
         name = field.name.replace("_", "-")
         if tyro.conf.Fixed in marks or tyro.conf.Suppress in marks:
             continue
-        nested = [kind for kind in (bare, *typing.get_args(bare)) if dataclasses.is_dataclass(kind)]
+        kinds = (bare, *typing.get_args(bare))
+        nested = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
         for inner in nested:
             yield from option_names(inner, prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}.")
         if not nested:

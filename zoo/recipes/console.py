@@ -1,6 +1,8 @@
 """What a command says: results on standard output, warnings of the library as one line each on standard error."""
 
 import logging
+import sys
+from typing import Any
 
 import jax
 
@@ -20,6 +22,13 @@ def show_logs() -> None:
     logger.setLevel(logging.INFO if jax.process_index() == 0 else logging.ERROR)
     # What goes wrong in a background save is raised where it is waited for; the libraries' logs would say it twice.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
+    sys.unraisablehook = _ignore_late_callbacks
+
+
+def _ignore_late_callbacks(unraisable: Any) -> None:
+    """When one array of a save fails, the storage library's callbacks for the others find their event loop closed."""
+    if not (isinstance(unraisable.exc_value, RuntimeError) and "Event loop is closed" in str(unraisable.exc_value)):
+        sys.__unraisablehook__(unraisable)
 
 
 class _Plain(logging.Formatter):

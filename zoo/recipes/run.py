@@ -12,12 +12,20 @@ from zoo.interop import read_config, source_of
 from zoo.models import config_from_dict, config_to_dict
 from zoo.recipes.checks import check_tokenizer
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
-from zoo.training.run_directory import RunInfo, checkpoints_dir, is_run_dir, read_run, saved_steps, tokenizer_dir, write_run
+from zoo.training.run_directory import (
+    RunInfo,
+    checkpoints_dir,
+    is_run_dir,
+    read_run,
+    saved_steps,
+    tokenizer_dir,
+    write_run,
+)
 
 
 def resolve_model(recipe: Recipe) -> Recipe:
     """The recipe with the architecture of `init_from` where it asks for that (`model_from_init`)."""
-    if not recipe.model_from_init:
+    if not recipe.model_from_init or recipe.init_from is None:
         return recipe
     found = read_run(recipe.run_dir).model_dict if is_run_dir(recipe.run_dir) else None
     model = read_config(recipe.init_from) if found is None else config_from_dict(found)
@@ -28,8 +36,8 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
     """The run that is already in the recipe's folder and would be resumed, None if there is none.
 
     Raises:
-        UserError: it is a run of another recipe (the first field that differs is named), or the folder holds checkpoints
-            but no description of a run.
+        UserError: it is a run of another recipe (the first field that differs is named), an export, or the folder holds
+            checkpoints but no description of a run.
     """
     run = Path(recipe.run_dir)
     if not is_run_dir(run):
@@ -38,20 +46,26 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
         return None
     saved = read_run(run)
     if not saved.config:
-        raise UserError(f"{run} is an export, not a run that could be resumed: begin another one with --init-from {run}")
+        raise UserError(
+            f"{run} is an export, not a run that could be resumed: begin another one with --init-from {run}"
+        )
     difference = first_difference(saved.config, recipe_to_dict(recipe))
     if difference is not None:
         name, old, new = difference
         raise UserError(
-            f"{run} holds a run with {name}={old!r}, and this one has {name}={new!r}: give the old value to resume it, or "
-            "another --run-dir to begin a new run (--init-from takes its weights along)"
+            f"{run} holds a run with {name}={old!r}, and this one has {name}={new!r}: give the old value to resume it, "
+            "or another --run-dir to begin a new run (--init-from takes its weights along)"
         )
     before = saved.config.get("loop", {}).get("steps", recipe.loop.steps)
     done = max(saved.steps, default=0)
     if recipe.loop.steps < min(before, done):
-        raise UserError(f"{run} has been trained for {done} steps, steps={recipe.loop.steps} is less: choose another --run-dir")
+        raise UserError(
+            f"{run} has been trained for {done} steps, steps={recipe.loop.steps} is less: choose another --run-dir"
+        )
     if before != recipe.loop.steps:
-        print(f"steps: {before} -> {recipe.loop.steps}; the learning-rate schedule now ends at step {recipe.loop.steps}")
+        print(
+            f"steps: {before} -> {recipe.loop.steps}; the learning-rate schedule now ends at step {recipe.loop.steps}"
+        )
     return saved
 
 
@@ -74,8 +88,8 @@ def choose_tokenizer(recipe: Recipe, corpus: Corpus, saved: RunInfo | None) -> T
     else:
         if recipe.data.tokenizer is None and recipe.model.vocab_size >= LARGEST_TRAINED_VOCABULARY:
             raise UserError(
-                f"{recipe.name} needs a tokenizer for its vocabulary of {recipe.model.vocab_size}: --init-from a checkpoint "
-                "that carries one, or --data.tokenizer PATH"
+                f"{recipe.name} needs a tokenizer for its vocabulary of {recipe.model.vocab_size}: "
+                "--init-from a checkpoint that carries one, or --data.tokenizer PATH"
             )
         tokenizer = tokenizer_for(corpus, recipe.data)
     check_tokenizer(recipe, tokenizer, inherited.fingerprint if inherited else None, str(recipe.init_from))
@@ -116,6 +130,8 @@ def begin_run(info: RunInfo, tokenizer: Tokenizer, *, new: bool) -> None:
     if jax.process_index() != 0:
         return
     if new:
+        if is_run_dir(info.path):
+            raise UserError(f"another process has begun a run in {info.path}: choose another --run-dir")
         folder = tokenizer_dir(info.path)
         unfinished = folder.with_name("tokenizer.unfinished")
         for leftover in (folder, unfinished):

@@ -53,29 +53,29 @@ def restore_or_begin(
             )
         return restored.state, restored.data_state
     if recipe.init_from is not None:
-        params = load_params(recipe, mesh)
+        params = load_params(recipe.init_from, recipe, mesh)
     else:
         params = init_sharded(lambda: make_model(recipe), mesh, recipe.rules)[1]
     return create_state(params, optimizer, seed=recipe.seed), None
 
 
-def load_params(recipe: Recipe, mesh: Mesh) -> nnx.State:
-    """The parameters of `recipe.init_from`, sharded. Raises `UserError` if there is no checkpoint or it is damaged."""
-    loaded = load(recipe.init_from, execution=recipe.execution, mesh=mesh, rules=recipe.rules)
+def load_params(checkpoint: str, recipe: Recipe, mesh: Mesh) -> nnx.State:
+    """The parameters of a checkpoint, sharded. Raises `UserError` if there is none or it is damaged."""
+    loaded = load(checkpoint, execution=recipe.execution, mesh=mesh, rules=recipe.rules)
     return nnx.state(loaded.model, nnx.Param)
 
 
 def check_init_from(recipe: Recipe) -> None:
-    """Raises `UserError` if `recipe.init_from` is no checkpoint, or one of another model: the first field that differs is
-    named. Token ids and the context length do not make it another model: fine-tuning changes them."""
+    """Raises `UserError` if `recipe.init_from` is no checkpoint, or one of another model, naming the first field that
+    differs. Token ids and the context length do not make it another model: fine-tuning changes them."""
     if recipe.init_from is None:
         return
     saved, wanted = config_to_dict(read_config(recipe.init_from)), config_to_dict(recipe.model)
     for name, value in wanted.items():
         if saved.get(name) != value and name not in NOT_THE_FUNCTION:
             raise UserError(
-                f"{recipe.init_from} is of another model: model.{name} is {saved.get(name)!r} there and {value!r} in this "
-                "run; --model-from-init takes the checkpoint's architecture"
+                f"{recipe.init_from} is of another model: model.{name} is {saved.get(name)!r} there and {value!r} in "
+                "this run; --model-from-init takes the checkpoint's architecture"
             )
 
 

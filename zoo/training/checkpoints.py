@@ -132,6 +132,11 @@ class Checkpoints:
         except Exception as error:
             raise self._explained(error) from error
 
+    def check(self) -> None:
+        """Raises what went wrong with the last save, without waiting for one that is still being written."""
+        if not self._manager.is_saving_in_progress():
+            self.wait()
+
     def wait(self) -> None:
         """Waits until the last save is committed. Raises what went wrong with it."""
         try:
@@ -186,7 +191,9 @@ class Checkpoints:
         """Writes the manifest; Orbax calls this when all items are written and the folder is about to be renamed."""
         if jax.process_index() == 0:
             unpublished = sorted(self._folder.glob(f"{self._saving}.orbax-checkpoint-tmp*"))
-            write_manifest(unpublished[-1] if unpublished else self._folder / str(self._saving), checksums=self._checksums)
+            write_manifest(
+                unpublished[-1] if unpublished else self._folder / str(self._saving), checksums=self._checksums
+            )
 
     def _set_aside(self, folder: Path) -> None:
         if jax.process_index() == 0:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
@@ -19,7 +20,7 @@ def make_evaluation(
     loss_fn: LossFunction,
     batches: Iterable[Any],
     sharding: NamedSharding,
-    token_bytes: Int[Array, "vocab"] | None = None,
+    token_bytes: Int[np.ndarray, "vocab"] | None = None,
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from parameters to
 
@@ -31,7 +32,7 @@ def make_evaluation(
     """
     batches = list(batches)
     eval_step = make_eval_step(graphdef, loss_fn)
-    lengths = None if token_bytes is None else jnp.asarray(token_bytes, jnp.float32)
+    lengths = jnp.asarray([] if token_bytes is None else token_bytes, jnp.float32)
 
     @jax.jit
     def count_bytes(batch: Any) -> Array:
@@ -44,7 +45,7 @@ def make_evaluation(
         for rows in batches:
             batch = to_devices(rows, sharding)
             result = eval_step(params, batch)
-            numbers = (result.loss, result.weight, 0.0 if lengths is None else count_bytes(batch))
+            numbers = (result.loss, result.weight, count_bytes(batch))
             sums = [total + float(number) for total, number in zip(sums, numbers, strict=True)]
         loss, weight, num_bytes = sums
         found = {}

@@ -64,6 +64,11 @@ class LoopConfig:
         return self.steps if self.stop_at_step is None else min(self.steps, self.stop_at_step)
 
 
+def open_checkpoints(run: Path, config: LoopConfig) -> Checkpoints:
+    """The checkpoints of a run, kept as the configuration says."""
+    return Checkpoints(run, keep_last=config.keep_last, checksums=config.checksums)
+
+
 class Batches(Protocol):
     """A data iterator that knows where it is."""
 
@@ -149,7 +154,8 @@ def run_loop(
                 raise
             kept = ", ".join(map(str, _saved(checkpoints))) or "none"
             raise UserError(
-                f"the disk is full: step {numbers['step']} could not be written to {run}; saved steps that are intact: {kept}"
+                f"the disk is full: step {numbers['step']} could not be written to {run}; "
+                f"saved steps that are intact: {kept}"
             ) from error
 
     first_profiled = step + min(5, max(0, last - step - config.profile_steps))
@@ -165,6 +171,7 @@ def run_loop(
             if pending is not None:
                 write_down(numbers_of(pending))
             pending = _Step(step, metrics, position)
+            checkpoints.check()
             profile.after(step, metrics)
             evaluation_due = step % config.evaluate_every == 0 or step == config.steps
             save_due = step % config.checkpoint_every == 0 or step == last
@@ -234,7 +241,11 @@ def _saved(checkpoints: Checkpoints) -> tuple[int, ...]:
 
 
 def _not_finite(step: int, numbers: Mapping[str, float], run: Path, steps: tuple[int, ...]) -> str:
-    what = f"loss is {numbers['loss']}" if not math.isfinite(numbers["loss"]) else f"gradient norm is {numbers['grad_norm']}"
+    what = (
+        f"loss is {numbers['loss']}"
+        if not math.isfinite(numbers["loss"])
+        else f"gradient norm is {numbers['grad_norm']}"
+    )
     kept = f"the last good checkpoint, step {steps[-1]}, is kept" if steps else "no checkpoint was saved before it"
     return (
         f"step {step}: the {what} on batch {step} of the data; {kept}; try a smaller "

@@ -1,10 +1,10 @@
 """A run's folder: where everything lies, `run.json`, the lock, and what a path given by the user turns out to be.
 
-    RUN/run.json           which model, execution, tokenizer and configuration this run has (written before step 1)
-    RUN/tokenizer/         the tokenizer's own file
-    RUN/checkpoints/STEP/  one folder for each saved step (zoo.training.checkpoints)
-    RUN/damaged/STEP/      checkpoints that failed their checks when the run was resumed; nothing is deleted
-    RUN/metrics.jsonl, loss.png, tensorboard/, profile/
+RUN/run.json           which model, execution, tokenizer and configuration this run has (written before step 1)
+RUN/tokenizer/         the tokenizer's own file
+RUN/checkpoints/STEP/  one folder for each saved step (zoo.training.checkpoints)
+RUN/damaged/STEP/      checkpoints that failed their checks when the run was resumed; nothing is deleted
+RUN/metrics.jsonl, loss.png, tensorboard/, profile/
 """
 
 import fcntl
@@ -180,6 +180,8 @@ class RunLock:
         except OSError:
             pass  # a file system without locks: training must still be possible there
 
-    def release(self) -> None:
-        """Frees the run directory."""
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
         self._file.close()

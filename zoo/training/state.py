@@ -32,9 +32,8 @@ class TrainState:
 def create_state(params: Any, optimizer: optax.GradientTransformation, *, seed: int = 0) -> TrainState:
     """The state before the first step. Optimizer moments are born with the sharding of their parameters, the rest is
     replicated over the same devices. `params` is used as it is, not copied: it is gone when the state is donated."""
-    params = jax.device_put(
-        params, jax.tree.map(lambda leaf: leaf.sharding, params)
-    )  # pinned, so that a step compiles once
+    # Pinned to where they are already: with arrays that may be moved the step would compile twice.
+    params = jax.device_put(params, jax.tree.map(lambda leaf: leaf.sharding, params))
     opt_state = jax.jit(optimizer.init, out_shardings=optimizer_shardings(optimizer, params))(params)
     step, tokens, rng = jax.jit(lambda: _counters(seed), out_shardings=_replicated(params))()
     return TrainState(step=step, tokens=tokens, params=params, opt_state=opt_state, rng=rng)

@@ -49,8 +49,10 @@ def make_train_step(
     caller should stop. Metrics (float32 scalars): loss and z_loss per unit of weight, in nats; grad_norm before
     clipping; learning_rate of this update; weight, the sum of the loss weights; tokens (int32), not padding; finite.
 
-    A stochastic loss gets `rng=` a key that is different for every step and micro-batch.
+    A stochastic loss gets `rng=` a key that is different for every step and micro-batch. An optimizer that takes extra
+    arguments is given the keyword `grad_norm`.
     """
+    with_extra_args = optax.with_extra_args_support(optimizer)
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         named = flatten_with_names(state.params)
@@ -67,29 +69,37 @@ def make_train_step(
         rng = jax.random.fold_in(state.rng, state.step)
         with jax.named_scope("loss_and_gradient"):
             sums, gradients = _sums_and_gradients(objective, trained, batch, rng, accumulation_steps)
-        divisor = jnp.where(sums.weight > 0, sums.weight, 1.0)
-        gradients = {name: gradient / divisor for name, gradient in gradients.items()}
-        loss, grad_norm = sums.loss / divisor, optax.tree.norm(gradients)
+        # Gradients are multiplied with one number, not divided: XLA:CPU does not repeat a division in the passes that
+        # update moments and parameters, but writes all quotients to memory first. With this and the branch below the
+        # update runs at memory bandwidth, 3.5 times as fast as without (36M parameters).
+        per_weight = 1 / jnp.where(sums.weight > 0, sums.weight, 1.0)
+        loss, grad_norm = sums.loss * per_weight, optax.tree.norm(gradients) * per_weight
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
 
-        with jax.named_scope("optimizer"):
-            gradients = jax.tree.unflatten(
-                structure,
-                [gradients[n].astype(p.dtype) if n in gradients else jnp.zeros_like(p) for n, p in named.items()],
+        def apply() -> tuple[list[Array], optax.OptState]:
+            means = [
+                (gradients[name] * per_weight).astype(leaf.dtype) if name in gradients else jnp.zeros_like(leaf)
+                for name, leaf in named.items()
+            ]
+            updates, opt_state = with_extra_args.update(
+                jax.tree.unflatten(structure, means), state.opt_state, state.params, grad_norm=grad_norm
             )
-            updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
             updates = flatten_with_names(updates)
-            params = [p if n in frozen else jnp.where(finite, p + updates[n], p) for n, p in named.items()]
+            return [p if name in frozen else p + updates[name] for name, p in named.items()], opt_state
+
+        # A branch, not jnp.where on the results: with that XLA:CPU copies the moments before it updates them.
+        with jax.named_scope("optimizer"):
+            params, opt_state = jax.lax.cond(finite, apply, lambda: (list(named.values()), state.opt_state))
         new_state = TrainState(
             step=jnp.where(finite, state.step + 1, state.step),
             tokens=jnp.where(finite, add_tokens(state.tokens, count_tokens(batch)), state.tokens),
             params=jax.tree.unflatten(structure, params),
-            opt_state=jax.tree.map(lambda new, old: jnp.where(finite, new, old), opt_state, state.opt_state),
+            opt_state=opt_state,
             rng=state.rng,
         )
         metrics = {
             "loss": loss,
-            "z_loss": sums.z_loss / divisor,
+            "z_loss": sums.z_loss * per_weight,
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "weight": sums.weight,
