@@ -2,14 +2,15 @@
 
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
 import zoo
@@ -18,6 +19,12 @@ from zoo.errors import UserError
 from zoo.export import main
 from zoo.interop import load_deepmind, load_huggingface, save_huggingface, save_run
 from zoo.models import build
+
+
+@pytest.fixture(scope="module")
+def golden_dir(repository: Path) -> Path:
+    """A tiny Gemma 2 that transformers wrote."""
+    return repository / "tests" / "goldens" / "gemma2"
 
 
 def tensors(folder: Path) -> dict[str, bytes]:
@@ -43,10 +50,6 @@ def test_all_formats_lead_back_to_the_same_weights(golden_dir, tmp_path):
 
 
 def test_a_run_is_exported_with_its_tokenizer_and_dtype(tmp_path):
-    from dataclasses import replace
-
-    from flax import nnx
-
     tokenizer = train_tokenizer(["a little text to learn a few pieces from"] * 30, 280)
     config = replace(zoo.presets()["gemma2-nano"], vocab_size=280, num_layers=2)
     save_run(build(config, rngs=nnx.Rngs(0)), tmp_path / "run", tokenizer=tokenizer)
@@ -55,6 +58,10 @@ def test_a_run_is_exported_with_its_tokenizer_and_dtype(tmp_path):
     assert loaded.config == config
     assert loaded.tokenizer.fingerprint == tokenizer.fingerprint
     assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed (extra `verify`)")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    text = "a  little text, 123\n\tand \u00e9"
+    assert theirs(text)["input_ids"] == tokenizer.encode(text, bos=True)
 
 
 def refusal(*arguments: str | Path) -> str:
@@ -79,13 +86,15 @@ def test_wrong_input_is_one_line(golden_dir, tmp_path):
 
 def test_an_existing_folder_is_refused_before_the_checkpoint_is_read(golden_dir, tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("zoo.interop.load.load", lambda *_a, **_k: pytest.fail("the checkpoint was read"))
+    monkeypatch.setattr("zoo.interop.load", lambda *_a, **_k: pytest.fail("the checkpoint was read"))
     assert "not empty" in refusal(golden_dir, tmp_path, "--format", "orbax")
 
 
-def run_export(repository: Path, *arguments: str | Path, **options) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "zoo.export", *map(str, arguments)]
-    return subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=300, **options)
+def run_export(repository: Path, *arguments: str | Path, before: str = "true") -> subprocess.CompletedProcess[str]:
+    """Runs the command in a shell that has executed `before`, without the tests' compile cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
+    command = ["sh", "-c", f'{before} && exec "$@"', "sh", sys.executable, "-m", "zoo.export", *map(str, arguments)]
+    return subprocess.run(command, cwd=repository, env=environment, capture_output=True, text=True, timeout=300)
 
 
 def test_the_command_exits_with_2_and_one_line_for_a_damaged_file(golden_dir, tmp_path, repository):
@@ -103,19 +112,8 @@ def test_the_command_exits_with_2_and_one_line_for_a_damaged_file(golden_dir, tm
 
 @pytest.mark.parametrize("format_name", ["huggingface", "orbax", "deepmind"])
 def test_when_the_disk_is_full_nothing_is_left_behind(golden_dir, tmp_path, repository, format_name):
-    def allow_small_files_only():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
-    environment = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
-    done = run_export(
-        repository,
-        golden_dir,
-        tmp_path / "out",
-        "--format",
-        format_name,
-        preexec_fn=allow_small_files_only,  # every write beyond fails, as on a full disk
-        env=environment,
-    )
+    small_files = "ulimit -f 40"  # blocks of 512 or 1,024 bytes: every write beyond fails, as on a full disk
+    done = run_export(repository, golden_dir, tmp_path / "out", "--format", format_name, before=small_files)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.splitlines()) == 1

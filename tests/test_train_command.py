@@ -156,29 +156,45 @@ def test_profile_writes_a_trace(corpus, tmp_path):
     assert list((tmp_path / "run" / "profile").rglob("*.xplane.pb"))
 
 
-def test_sigterm_saves_first_exits_with_0_and_the_run_continues_bit_for_bit(corpus, tmp_path):
-    options = {"steps": 12, "evaluate_every": 5, "checkpoint_every": 100}
-    code, _, errors = run_command(arguments(corpus, tmp_path / "whole", **options))
+@pytest.fixture(scope="module")
+def single(corpus, tmp_path_factory):
+    """An uninterrupted run in a process with one device: its folder, the options, the environment."""
+    folder = tmp_path_factory.mktemp("single")
+    options, environment = {"steps": 40, "evaluate_every": 5}, tiny_run.own_cache(folder)
+    code, _, errors = run_command(arguments(corpus, folder / "run", **options), **environment)
     assert code == 0, errors
-    process = tiny_run.start(arguments(corpus, tmp_path / "run", **options))
+    return folder / "run", options, environment
+
+
+def test_sigterm_saves_first_exits_with_0_and_the_run_continues_bit_for_bit(single, corpus, tmp_path):
+    whole, options, environment = single
+    command = arguments(corpus, tmp_path / "run", **options, checkpoint_every=100)
+    process = tiny_run.start(command, **environment)
     next(line for line in process.stdout if line.startswith("step  2/"))
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert "the same command resumes" in output
-    assert 2 <= saved_steps(tmp_path / "run" / "checkpoints")[-1] < 12
-    code, output, errors = run_command(arguments(corpus, tmp_path / "run", **options))
+    assert 2 <= saved_steps(tmp_path / "run" / "checkpoints")[-1] < 40
+    code, output, errors = run_command(command, **environment)
     assert code == 0 and "resuming after step" in output, errors
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
+    assert_same_run(tmp_path / "run", whole)
 
 
-@pytest.mark.parametrize("kills", [2, pytest.param(30, marks=pytest.mark.slow)])
-def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(corpus, tmp_path, kills):
-    options = {"steps": 5 * kills, "evaluate_every": 5}
-    code, _, errors = run_command(arguments(corpus, tmp_path / "whole", **options))
+def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(single, corpus, tmp_path):
+    whole, options, environment = single
+    command = arguments(corpus, tmp_path / "run", **options)
+    counts = tiny_run.kill_until_done(command, tmp_path / "run", 2, seed=3, **environment)
+    assert counts["kills"] == 2, counts
+    assert_same_run(tmp_path / "run", whole)
+
+
+@pytest.mark.slow
+def test_thirty_kills_at_any_moment_leave_no_trace(corpus, tmp_path):
+    options, environment = {"steps": 150, "evaluate_every": 25}, tiny_run.own_cache(tmp_path)
+    code, _, errors = run_command(arguments(corpus, tmp_path / "whole", **options), **environment)
     assert code == 0, errors
-    counts = tiny_run.kill_until_done(
-        arguments(corpus, tmp_path / "run", **options), tmp_path / "run", kills, seed=kills
-    )
-    assert counts["kills"] == kills, counts
+    command = arguments(corpus, tmp_path / "run", **options)
+    counts = tiny_run.kill_until_done(command, tmp_path / "run", 30, seed=30, **environment)
+    assert counts["kills"] == 30 and counts["while saving"] >= 5, counts
     assert_same_run(tmp_path / "run", tmp_path / "whole")

@@ -62,20 +62,21 @@ def arguments(data: Path, run: Path, **changes) -> list[str]:
 
 def start(command: list[str], *, devices: int = 1, **environment) -> subprocess.Popen:
     """Starts `python -m zoo.train` with so many virtual CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={devices}"
+    name = "--xla_force_host_platform_device_count"
+    flags = [flag for flag in os.environ.get("XLA_FLAGS", "").split() if not flag.startswith(name)]
     return subprocess.Popen(
         [sys.executable, "-m", "zoo.train", *command],
         cwd=REPOSITORY,
-        env=os.environ | {"XLA_FLAGS": flags, "PYTHONUNBUFFERED": "1"} | environment,
+        env=os.environ | {"XLA_FLAGS": " ".join([*flags, f"{name}={devices}"]), "PYTHONUNBUFFERED": "1"} | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def run_command(command: list[str], *, devices: int = 1) -> tuple[int, str, str]:
+def run_command(command: list[str], *, devices: int = 1, **environment) -> tuple[int, str, str]:
     """Exit code, standard output and standard error of `python -m zoo.train`."""
-    process = start(command, devices=devices)
+    process = start(command, devices=devices, **environment)
     output, errors = process.communicate(timeout=600)
     return process.returncode, output, errors
 
@@ -107,7 +108,12 @@ def assert_same_run(run: Path, other: Path) -> None:
         np.testing.assert_array_equal(value, expected[name], err_msg=name)
 
 
-def kill_until_done(command: list[str], run: Path, kills: int, seed: int = 0) -> dict[str, int]:
+def own_cache(folder: Path) -> dict[str, str]:
+    """jax does not write its compile cache atomically: what will be killed gets one of its own, filled before."""
+    return {"JAX_COMPILATION_CACHE_DIR": str(folder / "compile_cache")}
+
+
+def kill_until_done(command: list[str], run: Path, kills: int, seed: int = 0, **environment) -> dict[str, int]:
     """Runs the command, kills it with SIGKILL `kills` times at random moments, and lets it end.
 
     One kill in four comes while the process starts; the others come up to 0.3 s after a step's line, so that with a
@@ -116,7 +122,7 @@ def kill_until_done(command: list[str], run: Path, kills: int, seed: int = 0) ->
     draw = random.Random(seed)
     counts = {"kills": 0, "while starting": 0, "while saving": 0, "ended before the kill": 0}
     while counts["kills"] < kills:
-        process = start(command)
+        process = start(command, **environment)
         try:
             if draw.random() < 0.25:
                 wait_for(process, draw.uniform(0, 8))
@@ -138,7 +144,7 @@ def kill_until_done(command: list[str], run: Path, kills: int, seed: int = 0) ->
         counts["while saving"] += any((run / "checkpoints").glob("*orbax-checkpoint-tmp*"))
         if process.returncode == 0:
             break
-    code, _, errors = run_command(command)
+    code, _, errors = run_command(command, **environment)
     assert code == 0, errors[-2000:]
     return counts
 
@@ -154,8 +160,10 @@ def wait_for(process: subprocess.Popen, seconds: float) -> None:
 if __name__ == "__main__":
     folder, number = Path(sys.argv[1]), int(sys.argv[2])
     corpus = write_corpus(folder / "corpus")
-    sizes = {"steps": 150, "evaluate_every": 25}
-    assert run_command(arguments(corpus, folder / "whole", **sizes))[0] == 0
-    print(json.dumps(kill_until_done(arguments(corpus, folder / "killed", **sizes), folder / "killed", number)))
+    sizes, cache = {"steps": 150, "evaluate_every": 25}, own_cache(folder)
+    assert run_command(arguments(corpus, folder / "whole", **sizes), **cache)[0] == 0
+    print(
+        json.dumps(kill_until_done(arguments(corpus, folder / "killed", **sizes), folder / "killed", number, **cache))
+    )
     assert_same_run(folder / "killed", folder / "whole")
     print("every number equals the uninterrupted run's, bit for bit")

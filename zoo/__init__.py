@@ -1,7 +1,7 @@
 """A JAX/Flax model zoo: train, fine-tune, evaluate, sample and export Gemma 2.
 
-``zoo.load(path)`` gives the model of any checkpoint, ``zoo.presets()`` the architectures by name. Both import JAX when they
-are first asked for, so that ``import zoo`` (and ``--help``) costs nothing.
+``zoo.load(path)`` gives the model of any checkpoint, ``zoo.presets()`` the architectures by name. Both import JAX when
+they are first asked for, so that ``import zoo`` (and ``--help``) costs nothing.
 """
 
 import importlib

@@ -4,6 +4,7 @@ python -m zoo.export runs/first exported --format huggingface --dtype bfloat16
 python -m zoo.export gemma-2-2b gemma-2-2b-orbax --format deepmind
 """
 
+import logging
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ class Export:
     """Writes the weights of a checkpoint in another format, in one piece or not at all. Needs no accelerator."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run directory of zoo.train, a checkpoint in it, a Hugging Face model folder, or a google-deepmind/gemma tree."""
+    """A run directory of zoo.train, a checkpoint in it, a Hugging Face folder, or a google-deepmind/gemma tree."""
     out: Annotated[Path, tyro.conf.Positional]
     """The new folder; must not exist or be empty."""
     format: Literal["huggingface", "orbax", "deepmind"]
@@ -48,13 +49,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # an export fills the host's memory, not an accelerator's
-    from zoo.interop import load
+    from zoo.interop import load, read_config
+    from zoo.interop.gemma2_names import parameter_names
     from zoo.interop.new_folder import check_destination
 
     check_destination(options.out, overwrite=options.overwrite, source=options.checkpoint)
-    with _Progress("reading") as progress:
+    tensors = len(parameter_names(read_config(options.checkpoint)))
+    with _Progress("reading", tensors) as progress:
         loaded = load(options.checkpoint, param_dtype="stored", on_tensor=progress.advance)
-    with _Progress("writing") as progress:
+    with _Progress("writing", tensors) as progress:
         _write(loaded, options, progress)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"wrote {options.out} ({size / 1e6:.1f} MB, {options.format}) from {options.checkpoint} ({loaded.source})")
@@ -67,28 +70,36 @@ def _write(loaded, options: Export, progress: "_Progress") -> None:
     from zoo.interop import save_deepmind, save_huggingface, save_run
     from zoo.interop.huggingface import carried_files
 
-    common = {"dtype": options.dtype, "overwrite": options.overwrite}
+    out, dtype, overwrite = options.out, options.dtype, options.overwrite
     if options.format == "huggingface":
         save_huggingface(
             loaded.model,
-            options.out,
+            out,
             # What lies in a Hugging Face folder goes along byte for byte; a tokenizer of ours brings its own file.
             tokenizer=None if loaded.source == "huggingface" else loaded.tokenizer,
             carried=carried_files(loaded.path) if loaded.source == "huggingface" else (),
             max_shard_bytes=max(1, int(options.max_shard_gb * 1e9)),
+            dtype=dtype,
+            overwrite=overwrite,
             on_tensor=progress.advance,
-            **common,
         )
     elif options.format == "deepmind":
-        save_deepmind(loaded.model, options.out, tokenizer=loaded.tokenizer, on_tensor=progress.advance, **common)
+        save_deepmind(
+            loaded.model,
+            out,
+            tokenizer=loaded.tokenizer,
+            dtype=dtype,
+            overwrite=overwrite,
+            on_tensor=progress.advance,
+        )
     else:
-        save_run(loaded.model, options.out, tokenizer=loaded.tokenizer, **common)
+        save_run(loaded.model, out, tokenizer=loaded.tokenizer, dtype=dtype, overwrite=overwrite)
 
 
 class _Progress:
     """One line on a terminal: what is done, and the tensor it is at; nothing where standard error is no terminal."""
 
-    def __init__(self, title: str):
+    def __init__(self, title: str, total: int):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -100,7 +111,7 @@ class _Progress:
             TextColumn("{task.description}"),
         )
         self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
-        self._task = self._bar.add_task("", total=None)
+        self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> "_Progress":
         self._bar.start()
@@ -114,5 +125,13 @@ class _Progress:
         self._bar.update(self._task, advance=1, description=name)
 
 
+def _silence_orbax() -> None:
+    """A save that fails is reported by our own one line; Orbax adds log records, and its threads tracebacks."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    report = sys.unraisablehook
+    sys.unraisablehook = lambda event: None if "Event loop is closed" in str(event.exc_value) else report(event)
+
+
 if __name__ == "__main__":
+    _silence_orbax()
     run_command(main)

@@ -1,6 +1,6 @@
 import pytest
 
-from zoo.data import DataConfig
+from zoo.data import DataConfig, open_corpus
 from zoo.errors import UserError
 
 
@@ -57,6 +57,6 @@ def test_lists_as_json_gives_them_become_tuples():
     hash(config)
 
 
-def test_chat_without_paths_is_refused_because_there_is_no_default_conversation():
+def test_chat_without_paths_may_be_a_recipes_default_and_is_refused_when_it_is_opened():
     with pytest.raises(UserError, match="needs paths"):
-        DataConfig(format="chat")
+        open_corpus(DataConfig(format="chat"))

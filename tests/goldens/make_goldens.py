@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent / "gemma2"
-# Unequal to each other wherever Gemma 2 allows it; 24 tokens are four windows; 8 = D / N is the query scalar of the 27B.
+# Unequal to each other wherever Gemma 2 allows it; 24 tokens are four windows; 8 = D / N is the 27B's query scalar.
 SHAPE = {
     "vocab_size": 128,
     "hidden_size": 32,
@@ -50,7 +50,7 @@ def make_model(seed: int):
 
 
 def greedy(model, ids, mask) -> tuple[np.ndarray, float]:
-    """New ids [B, NEW_TOKENS] by full forward passes (no cache), and the smallest gap between the two largest logits."""
+    """New ids [B, NEW_TOKENS] by full forward passes (no cache), and the smallest gap between two largest logits."""
     import torch
 
     length, gap = ids.shape[1], np.inf
@@ -65,7 +65,7 @@ def greedy(model, ids, mask) -> tuple[np.ndarray, float]:
 
 
 def expected_arrays(model, seed: int) -> tuple[dict[str, np.ndarray], float]:
-    """Logits, hidden states and greedy continuations; and the smallest gap on the way, below which ties would decide."""
+    """Logits, hidden states and greedy continuations; and the smallest gap between two largest logits on the way."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
@@ -129,7 +129,9 @@ def make_transformers() -> None:
         model = make_model(seed)
         with torch.no_grad():
             arrays, gap = expected_arrays(model, seed)
-        variety = min(len(set(row)) for name in ("short", "long", "leftpad") for row in arrays[f"gen_ids_{name}"].tolist())
+        variety = min(
+            len(set(row)) for name in ("short", "long", "leftpad") for row in arrays[f"gen_ids_{name}"].tolist()
+        )
         if gap > SMALLEST_GAP and variety >= DIFFERENT_TOKENS:
             break
     else:

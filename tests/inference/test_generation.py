@@ -139,7 +139,7 @@ def test_a_decode_step_updates_the_cache_in_place(model):
     keys = generation_module.row_keys(0, prompts, ones)
     cache, last = programs.prefill(arrays, prompts, positions_of(ones), None, keys, stops, cache_length=20)
     before = [array.unsafe_buffer_pointer() for array in jax.tree.leaves(cache) if array.ndim == 4]
-    after, _ = programs.decode(arrays, cache, last, keys, stops)
+    after, _, _ = programs.decode(arrays, cache, last, keys, stops, 3)
     assert sorted(array.unsafe_buffer_pointer() for array in jax.tree.leaves(after) if array.ndim == 4) == sorted(
         before
     )

@@ -11,7 +11,8 @@ from flax import nnx
 
 from zoo.errors import UserError
 from zoo.interop import load_deepmind, load_huggingface, save_deepmind
-from zoo.interop.deepmind import DeepMindTree, preset_of, released_gating_is_transposed
+from zoo.interop.deepmind import preset_of, released_gating_is_transposed
+from zoo.interop.deepmind_tree import DeepMindTree
 from zoo.models import build, preset
 from zoo.nn import Execution, unstack_layers
 from zoo.parallel import MeshConfig, ShardingRules, make_mesh
@@ -23,7 +24,9 @@ def model(golden_dir):
 
 
 def assert_same(left: nnx.Module, right: nnx.Module) -> None:
-    for (path, a), (other, b) in zip(nnx.to_flat_state(nnx.state(left)), nnx.to_flat_state(nnx.state(right)), strict=True):
+    for (path, a), (other, b) in zip(
+        nnx.to_flat_state(nnx.state(left)), nnx.to_flat_state(nnx.state(right)), strict=True
+    ):
         assert path == other
         np.testing.assert_array_equal(a.get_value(), b.get_value(), err_msg=str(path))
 
@@ -60,7 +63,9 @@ def test_the_flat_tree_has_the_names_of_the_released_checkpoints(model, tmp_path
 
 def nested_tree(model: nnx.Module) -> dict:
     """The model as DeepMind's Flax tree, made by hand from ours."""
-    values = {"/".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    values = {
+        "/".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model))
+    }
     tree: dict = {
         "embedder": {"input_embedding": values["embedder/embedding"]},
         "final_norm": {"scale": values["final_norm/scale"]},
@@ -140,7 +145,9 @@ def test_the_released_sizes_have_their_own_gating_layouts():
 
 
 def test_a_tree_with_the_shapes_of_a_preset_needs_no_configuration(tmp_path, monkeypatch, model):
-    monkeypatch.setattr("zoo.interop.deepmind.presets", lambda: {"other": preset("gemma2-nano"), "golden": model.config})
+    monkeypatch.setattr(
+        "zoo.interop.deepmind.presets", lambda: {"other": preset("gemma2-nano"), "golden": model.config}
+    )
     save_deepmind(model, tmp_path / "tree")
     assert preset_of(DeepMindTree(tmp_path / "tree")) == model.config
     assert_same(load_deepmind(tmp_path / "tree"), model)
@@ -190,6 +197,7 @@ def test_a_tree_of_something_else_is_refused(tmp_path):
     assert "none of the arrays" in refused(tmp_path / "tree")
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of the storage library's threads
 def test_a_damaged_tree_is_refused(model, tmp_path):
     save_deepmind(model, tmp_path / "tree")
     shutil.rmtree(tmp_path / "tree" / "ocdbt.process_0")

@@ -17,7 +17,9 @@ def values(golden_dir) -> dict:
 
 def legacy(values: dict) -> dict:
     """The same in the style of transformers 4.42: what the released checkpoints carry."""
-    old = {k: v for k, v in values.items() if k not in ("layer_types", "rope_parameters", "dtype", "tie_word_embeddings")}
+    old = {
+        k: v for k, v in values.items() if k not in ("layer_types", "rope_parameters", "dtype", "tie_word_embeddings")
+    }
     return old | {
         "rope_theta": values["rope_parameters"]["rope_theta"],
         "torch_dtype": "float32",
@@ -134,11 +136,22 @@ def test_what_would_change_the_function_is_refused_by_name(values, key, value, s
     assert "\n" not in message
 
 
-NEEDED = (
-    "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim "
-    "hidden_activation rms_norm_eps query_pre_attn_scalar sliding_window attn_logit_softcapping final_logit_softcapping "
-    "max_position_embeddings"
-).split()
+NEEDED = [
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_activation",
+    "rms_norm_eps",
+    "query_pre_attn_scalar",
+    "sliding_window",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+    "max_position_embeddings",
+]
 
 
 @pytest.mark.parametrize("key", NEEDED)

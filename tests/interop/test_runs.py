@@ -20,7 +20,9 @@ def model(golden_dir):
 
 
 def values(model: nnx.Module) -> dict[str, np.ndarray]:
-    return {"/".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model))}
+    return {
+        "/".join(map(str, path)): np.asarray(leaf.get_value()) for path, leaf in nnx.to_flat_state(nnx.state(model))
+    }
 
 
 def assert_same(left: nnx.Module, right: nnx.Module) -> None:

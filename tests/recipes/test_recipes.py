@@ -83,6 +83,12 @@ def test_a_field_that_is_younger_than_the_run_does_not_keep_it_from_being_resume
     assert first_difference(saved, recipe_to_dict(recipe(DEFAULT))) is None
 
 
+@pytest.mark.parametrize("name", [name for name in recipes() if recipe(name).needs_data])
+def test_a_recipe_without_text_of_its_own_asks_for_it(name, mesh):
+    with pytest.raises(UserError, match=f"{name} has no text of its own to train on: say --data"):
+        check_recipe(recipe(name), mesh)
+
+
 def test_a_batch_that_the_mesh_does_not_divide_is_named_with_the_nearest_size(mesh):
     with pytest.raises(
         UserError, match=r"data.batch_size=12 is not divisible by the mesh \(data=1 x fsdp=8\); 16 would be"

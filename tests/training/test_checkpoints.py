@@ -140,7 +140,8 @@ def test_a_folder_of_a_save_that_was_cut_short_is_ignored_and_cleaned_up(tmp_pat
     save(tmp_path, [1])
     shutil.copytree(tmp_path / "checkpoints" / "1", tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp")
     assert restore(tmp_path).step == 1
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+    save(tmp_path, [2])
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
 
 
 def damage_by_truncating(path):

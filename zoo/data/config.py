@@ -88,8 +88,6 @@ class DataConfig:
             )
         if not (isinstance(self.validation_fraction, int | float) and 0 <= self.validation_fraction < 1):
             raise UserError(f"validation_fraction must be at least 0 and below 1, not {self.validation_fraction!r}")
-        if self.format == "chat" and not self.paths:
-            raise UserError("format 'chat' needs paths of .jsonl conversations; there is no default corpus for it")
         self._check_weights()
 
     def _check_weights(self):

@@ -107,6 +107,8 @@ def open_corpus(config: DataConfig) -> Corpus:
 
     A document belongs to validation if a hash of (validation_seed, file name, number in the file) falls below
     `validation_fraction`: adding files moves no other document. Raises `UserError` for whatever cannot be read."""
+    if config.format == "chat" and not config.paths:
+        raise UserError("format 'chat' needs paths of .jsonl conversations; there is no default corpus for it")
     parse: Parse = parse_conversation if config.format == "chat" else text_of(config.text_field)
     if config.paths:
         found = [find_files(entry) for entry in config.paths]

@@ -1,14 +1,16 @@
 """Generation: one prefill of the prompts, then one token a step with the ring cache.
 
-* Programs are compiled once per model structure, shapes and sampling, and kept across calls. The weights
-  are arguments of them, never constants, and are passed as a flat list (flattening a module tree every step costs more
-  than dispatching the step).
-* The cache is donated: a step updates it in place.
-* The host fetches the tokens of a step while the next one runs: neither streaming nor the check whether all rows have
-  stopped makes the device wait, and at most one step too many is computed.
+* Programs are compiled once per model structure, shapes and sampling, and kept across calls. The weights are arguments
+  of them, never constants.
+* A call of the decode program takes up to `BLOCK` steps in a loop on the device, since starting a program with a few
+  hundred arrays costs as much as a step of a small model (0.2 ms on CPU). It ends early when all rows have stopped.
+  The cache is donated: it is updated in place.
+* The host fetches the tokens of a block while the next one runs: neither streaming nor the end of a generation makes
+  the device wait. A stream gets blocks of about `STREAM_SECONDS`.
 """
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +24,12 @@ from zoo.errors import UserError
 from zoo.inference.model import LanguageModel, Structure, take_apart
 from zoo.inference.prompts import check_mask, check_seed, check_tokens, positions_of, row_keys
 from zoo.inference.sampling import Sampling, sample
+
+BLOCK = 16
+"""Most decode steps of one call of the compiled program."""
+
+STREAM_SECONDS = 0.05
+"""With a callback, tokens arrive at least this often, or one by one."""
 
 
 class Last(NamedTuple):
@@ -42,8 +50,8 @@ class Programs(NamedTuple):
 
     prefill: Callable[..., tuple[Any, Last]]
     """(arrays, tokens, positions, segment_ids, keys, stops, cache_length=) -> (cache, last)"""
-    decode: Callable[..., tuple[Any, Last]]
-    """(arrays, cache [donated], last, keys, stops) -> (cache, last)"""
+    decode: Callable[..., tuple[Any, Last, Int[Array, "b BLOCK"]]]
+    """(arrays, cache [donated], last, keys, stops, steps) -> (cache, last, the tokens of these steps, then pad_id)"""
 
 
 def generate(
@@ -62,8 +70,8 @@ def generate(
 
     Prompts of unequal length are left-padded (`left_pad`): mask 0 = padding, positions count from the first real token.
     With `stop_tokens=()` nothing stops a row. `on_token` is called with the newest token of every row, int32 [B], once
-    a step until all rows have stopped. What is drawn for a prompt depends on the seed and the prompt, not on the batch
-    it is in (`row_keys`).
+    for each step until all rows have stopped. What is drawn for a prompt depends on the seed and the prompt, not on the
+    batch it is in (`row_keys`).
 
     Raises:
       UserError: tokens outside the vocabulary, a mask that is not left-padding, max_new_tokens below 1.
@@ -78,9 +86,6 @@ def generate(
     structure, arrays = take_apart(model)
     programs = _programs(structure, sampling, pad_id)
     stops = np.asarray(sorted(set(stop_tokens)), np.int32)
-    new_tokens = np.full((len(tokens), max_new_tokens), pad_id, np.int32)
-    stopped = np.zeros(len(tokens), bool)
-
     cache, last = programs.prefill(
         arrays,
         tokens,
@@ -91,16 +96,26 @@ def generate(
         # The last token is drawn, never attended to.
         cache_length=tokens.shape[1] + max_new_tokens - 1,
     )
-    for step in range(max_new_tokens):
-        fetched = last.tokens
-        if step + 1 < max_new_tokens:
-            cache, last = programs.decode(arrays, cache, last, keys, stops)
-        new_tokens[:, step] = np.asarray(fetched)
-        if on_token is not None:
-            on_token(new_tokens[:, step])
-        stopped |= np.isin(new_tokens[:, step], stop_tokens)
-        if stopped.all():
-            break
+    new_tokens = np.full((len(tokens), max_new_tokens), pad_id, np.int32)
+    stopped = np.zeros(len(tokens), bool)
+    running, done = 1, 0  # steps of the block that is on its way, steps whose tokens were fetched
+    block = last.tokens[:, None]
+    block_steps = BLOCK if on_token is None else 1
+    fetched_at = time.perf_counter()
+    while not stopped.all() and done < max_new_tokens:
+        fetched, steps = block, running
+        running = min(block_steps, max_new_tokens - done - steps)
+        if running:
+            cache, last, block = programs.decode(arrays, cache, last, keys, stops, running)
+        new_tokens[:, done : done + steps] = np.asarray(fetched)[:, :steps]
+        for step in range(done, done + steps):
+            if on_token is not None and not stopped.all():
+                on_token(new_tokens[:, step])
+            stopped |= np.isin(new_tokens[:, step], stops)
+        if on_token is not None and done:  # the first block waits for compilation
+            seconds = (time.perf_counter() - fetched_at) / steps
+            block_steps = int(np.clip(STREAM_SECONDS / seconds, 1, BLOCK))
+        done, fetched_at = done + steps, time.perf_counter()
     return new_tokens
 
 
@@ -127,10 +142,22 @@ def _programs(structure: Structure, sampling: Sampling, pad_id: int) -> Programs
         return cache, Last(drawn, positions[:, -1] + 1, step + 1, stopped)
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def decode(arrays, cache, last: Last, keys, stops):
+    def decode(arrays, cache, last: Last, keys, stops, steps):
         model = structure.restore(arrays)
-        hidden, cache = model.hidden_states(last.tokens[:, None], positions=last.positions[:, None], cache=cache)
-        drawn, stopped = draw(model.logits(hidden)[:, 0], keys, last.step, last.stopped, stops)
-        return cache, Last(drawn, last.positions + 1, last.step + 1, stopped)
+        first = last.step
+
+        def go_on(carry):
+            _, last, _ = carry
+            return (last.step - first < steps) & ~last.stopped.all()
+
+        def step(carry):
+            cache, last, block = carry
+            hidden, cache = model.hidden_states(last.tokens[:, None], positions=last.positions[:, None], cache=cache)
+            drawn, stopped = draw(model.logits(hidden)[:, 0], keys, last.step, last.stopped, stops)
+            block = jax.lax.dynamic_update_slice_in_dim(block, drawn[:, None], last.step - first, axis=1)
+            return cache, Last(drawn, last.positions + 1, last.step + 1, stopped), block
+
+        block = jnp.full((len(last.tokens), BLOCK), pad_id, jnp.int32)
+        return jax.lax.while_loop(go_on, step, (cache, last, block))
 
     return Programs(prefill, decode)

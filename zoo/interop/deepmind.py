@@ -1,93 +1,26 @@
-"""The google-deepmind/gemma parameter tree of Gemma 2, an Orbax checkpoint, in its three layouts, in and out.
+"""google-deepmind/gemma checkpoints of Gemma 2, in and out, in any of their three layouts (`deepmind_tree`).
 
-    flat      {"transformer/layer_0/attn/q_einsum": {"w": ...}, ...}                  the released checkpoints
-    nested    {"layer_0": {"attn": {"q_einsum": {"w": ...}}, "mlp": {"linear": ...}}}  the Flax tree, `gm.ckpts.save_params`
-    stacked   {"transformer/stacked_layers/attention_type_0/attn/q_einsum": {"w": [unit, ...]}}
-
-Source: gm/ckpts/_checkpoint.py and _compat.py of gemma 3.3. The tree says nothing about windows, soft-caps or the query
-scale, so a configuration is needed: the preset with these shapes, or the caller's.
+Such a tree says nothing about windows, soft-caps or the query scale, so a configuration is needed: the preset with
+these shapes, or the caller's.
 """
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
-from flax import nnx
 from jax.sharding import Mesh
 
 from zoo.data import Tokenizer
 from zoo.errors import UserError
+from zoo.interop.deepmind_tree import DeepMindTree, TreeLayout, as_layout
 from zoo.interop.gemma2_names import Place, axis_sizes, deepmind_places, parameter_names, place
 from zoo.interop.huggingface import PADDED_ROWS, fit_rows
 from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import OnTensor, ParamDtype, ParameterReader, build_model
 from zoo.interop.runs import write_orbax
-from zoo.models import Gemma2Config, presets
+from zoo.models import Gemma2, Gemma2Config, presets
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules
-
-TreeLayout = Literal["flat", "nested", "stacked"]
-
-_MLP_LEAVES = ("mlp/gating_einsum", "mlp/linear")
-_MLP_ARRAYS = ("mlp/gating_einsum/w", "mlp/linear/w")
-_STACKED = re.compile(r"stacked_layers/attention_type_(\d+)/(.*)")
-_LAYER = re.compile(r"layer_(\d+)/(.*)")
-
-
-class DeepMindTree:
-    """The arrays of a checkpoint under the names of the flat layout (``layer_3/attn/q_einsum/w``), read one by one."""
-
-    def __init__(self, folder: Path):
-        """Raises `UserError` if Orbax cannot read the folder's metadata or it is not such a tree."""
-        self.folder = folder.absolute()
-        self._paths: dict[str, tuple[tuple[str, ...], int | None]] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        self._cached: tuple[tuple[str, ...], np.ndarray] | None = None
-        self._checkpointer = ocp.Checkpointer(ocp.PyTreeCheckpointHandler())
-        try:
-            metadata = self._checkpointer.metadata(self.folder).item_metadata
-        except Exception as error:
-            raise UserError(f"{folder} cannot be read as an Orbax checkpoint: {_first_line(error)}") from None
-        if metadata is None:
-            raise UserError(f"{folder} cannot be read as an Orbax checkpoint: it says nothing of its arrays (_METADATA)")
-        leaves = _flatten(metadata.tree)
-        positions = [int(match[1]) for path in leaves if (match := _STACKED.search("/".join(path)))]
-        for path, leaf in leaves.items():
-            for name, index, shape in _flat_names(path, tuple(leaf.shape), max(positions, default=0) + 1):
-                self._paths[name] = (path, index)
-                self._shapes[name] = shape
-
-    @property
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Shape of every array by its name in the flat layout."""
-        return self._shapes
-
-    def leaf(self, name: str) -> tuple[str, ...]:
-        """Where in the checkpoint an array lies; arrays of one leaf are best read one after the other."""
-        return self._paths[name][0]
-
-    def read(self, name: str) -> np.ndarray:
-        """One array of the flat layout in its stored dtype. The last array read is kept: several parameters share one."""
-        path, index = self._paths[name]
-        if self._cached is None or self._cached[0] != path:
-            self._cached = (path, self._restore(path))
-        array = self._cached[1]
-        return array if index is None else array[index]
-
-    def _restore(self, path: tuple[str, ...]) -> np.ndarray:
-        item: Any = 0
-        arguments: Any = ocp.RestoreArgs(restore_type=np.ndarray)
-        for key in reversed(path):
-            item, arguments = {key: item}, {key: arguments}
-        request = ocp.args.PyTreeRestore(item=item, restore_args=arguments, partial_restore=True)
-        try:
-            return _flatten(self._checkpointer.restore(self.folder, args=request))[path]
-        except Exception as error:
-            raise UserError(f"{self.folder} is damaged: {'/'.join(path)} cannot be read: {_first_line(error)}") from None
 
 
 def load_deepmind(
@@ -100,13 +33,13 @@ def load_deepmind(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
-) -> nnx.Module:
+) -> Gemma2:
     """The model of a google-deepmind/gemma checkpoint of Gemma 2, in any of the three layouts.
 
     Args:
         folder: the Orbax checkpoint.
-        config: the architecture; default: the preset whose shapes these are (of a base and an instruction-tuned one, the
-            base). The embedding may have 256,128 rows where the configuration has 256,000.
+        config: the architecture; default: the preset whose shapes these are (of a base and a tuned one, the base).
+            The embedding may have 256,128 rows where the configuration has 256,000.
         transpose_gating: whether gate and up are stored as (F, D); only needed when F = D, where shapes do not tell.
         execution: how the model computes; default float32, layers unrolled.
         param_dtype: dtype of the parameters in memory; default `execution.param_dtype`.
@@ -144,7 +77,7 @@ def load_deepmind(
 
 
 def save_deepmind(
-    model: nnx.Module,
+    model: Gemma2,
     folder: str | Path,
     *,
     layout: TreeLayout = "flat",
@@ -182,9 +115,10 @@ def save_deepmind(
         if on_tensor:
             on_tensor(name)
     joined = {
-        name: slots[None] if None in slots else np.stack([slots[i] for i in range(len(slots))]) for name, slots in flat.items()
+        name: slots[None] if None in slots else np.stack([slots[i] for i in range(len(slots))])
+        for name, slots in flat.items()
     }
-    tree = _as_layout(joined, layout, len(config.layer_types))
+    tree = as_layout(joined, layout, len(config.layer_types))
     num_bytes = sum(array.nbytes for array in joined.values())
     with new_folder(Path(folder), num_bytes=num_bytes, overwrite=overwrite) as temporary:
         write_orbax(temporary / "tree", tree)
@@ -199,27 +133,40 @@ def preset_of(tree: DeepMindTree) -> Gemma2Config:
     """The first preset with the tree's shapes. Raises `UserError`, saying the shapes, if there is none."""
     for config in presets().values():
         transposed = released_gating_is_transposed(config)
-        if isinstance(config, Gemma2Config) and not _differences(tree, config, deepmind_places(config, transpose_gating=transposed)):
+        if isinstance(config, Gemma2Config) and not _differences(
+            tree, config, deepmind_places(config, transpose_gating=transposed)
+        ):
             return config
     shapes = ", ".join(
         f"{name} {tree.shapes[name]}"
-        for name in ("embedder/input_embedding", "layer_0/attn/q_einsum/w", "layer_0/attn/kv_einsum/w", "layer_0/mlp/linear/w")
+        for name in (
+            "embedder/input_embedding",
+            "layer_0/attn/q_einsum/w",
+            "layer_0/attn/kv_einsum/w",
+            "layer_0/mlp/linear/w",
+        )
         if name in tree.shapes
     )
     if not shapes:
-        raise UserError(f"{tree.folder} holds none of the arrays of a google-deepmind/gemma checkpoint (layer_0/attn/...)")
-    raise UserError(f"{tree.folder}: no Gemma 2 preset has these shapes ({shapes}); give the configuration with config=")
+        raise UserError(
+            f"{tree.folder} holds none of the arrays of a google-deepmind/gemma checkpoint (layer_0/attn/...)"
+        )
+    raise UserError(
+        f"{tree.folder}: no Gemma 2 preset has these shapes ({shapes}); give the configuration with config="
+    )
 
 
 def released_gating_is_transposed(config: Gemma2Config) -> bool:
-    """Gate and up lie as (F, D) in the released 9B and 27B, as (D, F) in 2B (gm/nn/_gemma.py: transpose_gating_einsum)."""
+    """Gate and up lie as (F, D) in the released 9B and 27B, as (D, F) in 2B (gm/nn/_gemma.py)."""
     return config.embed_dim >= 3584
 
 
 def _gating_is_transposed(tree: DeepMindTree, config: Gemma2Config, given: bool | None) -> bool:
     shape = tree.shapes.get("layer_0/mlp/gating_einsum/w", ())[-2:]
     if config.embed_dim == config.hidden_dim and given is None:
-        raise UserError(f"{tree.folder}: hidden_dim = embed_dim, so shapes do not tell the gating layout: give transpose_gating=")
+        raise UserError(
+            f"{tree.folder}: hidden_dim = embed_dim, so shapes do not tell the gating layout: give transpose_gating="
+        )
     return given if given is not None else shape == (config.hidden_dim, config.embed_dim)
 
 
@@ -248,52 +195,3 @@ def _check_tree(tree: DeepMindTree, config: Gemma2Config, places: Mapping[str, P
     differences = _differences(tree, config, places)
     if differences:
         raise UserError(f"{tree.folder}: {differences[0]} ({len(differences)} differences in all)")
-
-
-def _flatten(tree: Any) -> dict[tuple[str, ...], Any]:
-    """Leaves by their path of keys (a key of the flat layouts holds slashes)."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {tuple(str(getattr(key, "key", key)) for key in path): leaf for path, leaf in leaves}
-
-
-def _flat_names(path: tuple[str, ...], shape: tuple[int, ...], unit: int) -> list[tuple[str, int | None, tuple[int, ...]]]:
-    """(name in the flat layout, index along the leading axis or None, shape) of every array that one leaf holds."""
-    name = "/".join(path).removeprefix("params/").removeprefix("transformer/")
-    if name.endswith(_MLP_LEAVES):
-        name += "/w"
-    stacked = _STACKED.fullmatch(name)
-    if stacked is None:
-        return [(name, None, shape)]
-    return [(f"layer_{i * unit + int(stacked[1])}/{stacked[2]}", i, shape[1:]) for i in range(shape[0])]
-
-
-def _as_layout(arrays: Mapping[str, np.ndarray], layout: TreeLayout, unit: int) -> dict[str, Any]:
-    """The tree of one layout from arrays under the names of the flat one."""
-    if layout == "nested":
-        tree: dict[str, Any] = {}
-        for name, array in arrays.items():
-            *parents, leaf = (name.removesuffix("/w") if name.endswith(_MLP_ARRAYS) else name).split("/")
-            node = tree
-            for parent in parents:
-                node = node.setdefault(parent, {})
-            node[leaf] = array
-        return tree
-    if layout == "stacked":
-        groups: dict[str, dict[int, np.ndarray]] = {}
-        rest = {}
-        for name, array in arrays.items():
-            if match := _LAYER.fullmatch(name):
-                target = f"stacked_layers/attention_type_{int(match[1]) % unit}/{match[2]}"
-                groups.setdefault(target, {})[int(match[1]) // unit] = array
-            else:
-                rest[name] = array
-        arrays = rest | {name: np.stack([slices[i] for i in range(len(slices))]) for name, slices in groups.items()}
-    flat: dict[str, Any] = {}
-    for name, array in arrays.items():
-        parent, leaf = name.rsplit("/", 1)
-        flat.setdefault(f"transformer/{parent}", {})[leaf] = array
-    return flat
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

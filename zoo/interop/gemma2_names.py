@@ -6,6 +6,7 @@ google-deepmind/gemma 3.3, gm/nn/_modules.py and gm/ckpts/_compat.py.
 """
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from zoo.interop.layouts import Layout
@@ -21,7 +22,7 @@ class Place:
     layout: Layout
     """The stored axes and ours."""
     slot: int | None = None
-    """Index along a leading axis of the stored tensor that joins several parameters; None = the tensor is ours alone."""
+    """Index along a leading axis of the stored tensor that joins several parameters; None = it is ours alone."""
 
 
 def axis_sizes(config: Gemma2Config) -> dict[str, int]:
@@ -42,7 +43,7 @@ def parameter_names(config: Gemma2Config) -> list[str]:
     return ["embedder/embedding", *layers, "final_norm/scale"]
 
 
-def place(table: dict[str, Place], name: str) -> tuple[str, Place]:
+def place(table: Mapping[str, Place], name: str) -> tuple[str, Place]:
     """(name of the stored tensor, its place) of one of our parameters."""
     layer = re.match(r"layers/(\d+)/", name)
     entry = table[re.sub(r"^layers/\d+/", "layers/{}/", name)]

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from flax import nnx
 from jax.sharding import Mesh
 
 from zoo.data import Tokenizer
@@ -21,7 +20,7 @@ from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import OnTensor, ParamDtype, ParameterReader, build_model
 from zoo.interop.safetensors_folder import SafetensorsFolder
 from zoo.interop.safetensors_writer import TensorToWrite, write_folder
-from zoo.models import Gemma2Config
+from zoo.models import Gemma2, Gemma2Config
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules
 
@@ -52,7 +51,7 @@ def load_huggingface(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
-) -> nnx.Module:
+) -> Gemma2:
     """The model of a Hugging Face folder; its architecture is `.config`.
 
     Every tensor is checked, converted and put on its devices (with `mesh`: onto its shards) before the next one is
@@ -112,7 +111,7 @@ def read_config(folder: Path) -> Gemma2Config:
 
 
 def save_huggingface(
-    model: nnx.Module,
+    model: Gemma2,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -170,6 +169,7 @@ def save_huggingface(
         )
         if tokenizer is not None:
             tokenizer.save(temporary)
+            _describe_tokenizer(tokenizer, temporary)
         for file in carried:
             shutil.copyfile(file, temporary / file.name)
         files = write_folder(temporary, tensors, read, max_shard_bytes)
@@ -186,7 +186,9 @@ def _check_tensors(stored: SafetensorsFolder, config: Gemma2Config) -> int:
     sizes, where = axis_sizes(config), stored.folder
     layers = {int(match[1]) for name in stored.tensors if (match := re.match(r"model\.layers\.(\d+)\.", name))}
     if layers and max(layers) + 1 != config.num_layers:
-        raise UserError(f"{where}: weights of {max(layers) + 1} layers, config.json has num_hidden_layers = {config.num_layers}")
+        raise UserError(
+            f"{where}: weights of {max(layers) + 1} layers, config.json has num_hidden_layers = {config.num_layers}"
+        )
     places = dict(place(HUGGINGFACE, name) for name in parameter_names(config))
     missing = [name for name in places if name not in stored.tensors]
     if missing:
@@ -199,7 +201,11 @@ def _check_tensors(stored: SafetensorsFolder, config: Gemma2Config) -> int:
         tensor, shape = stored.tensors[name], entry.layout.stored_shape(sizes)
         if tensor.dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}; supported: F32, BF16, F16")
-        if entry.layout.equation == "V D -> V D" and tensor.shape[1:] == shape[1:] and {tensor.shape[0], rows} <= PADDED_ROWS:
+        if (
+            entry.layout.equation == "V D -> V D"
+            and tensor.shape[1:] == shape[1:]
+            and {tensor.shape[0], rows} <= PADDED_ROWS
+        ):
             rows = tensor.shape[0]
         elif tensor.shape != shape:
             raise UserError(f"{tensor.file}: tensor {name} has shape {tensor.shape}, config.json asks for {shape}")
@@ -222,6 +228,17 @@ def fit_rows(embedding: np.ndarray, vocab_size: int) -> np.ndarray:
     if len(embedding) >= vocab_size:
         return embedding[:vocab_size]
     return np.concatenate([embedding, np.zeros((vocab_size - len(embedding), embedding.shape[1]), embedding.dtype)])
+
+
+def _describe_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """tokenizer_config.json for a bare tokenizer.model with Gemma's pieces; without it transformers adds no BOS."""
+    path = folder / "tokenizer_config.json"
+    names = {"bos_token": "<bos>", "eos_token": "<eos>", "pad_token": "<pad>"}
+    ids = [tokenizer.id_of(name) for name in names.values()]
+    if path.exists() or ids != [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id]:
+        return
+    flags = {"add_bos_token": True, "add_eos_token": False}
+    _write_json(path, {"tokenizer_class": "GemmaTokenizer", "unk_token": "<unk>", **names, **flags})
 
 
 def _write_json(path: Path, value: dict) -> None:

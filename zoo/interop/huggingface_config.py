@@ -22,7 +22,7 @@ def config_from_huggingface(values: Mapping[str, Any], source: str = "config.jso
     """The architecture that a `config.json` describes. `source` is the file's name in messages.
 
     Raises:
-        UserError: a key is missing, has a wrong type or an absurd value, or asks for a feature that is not computed here.
+        UserError: a key is missing, has a wrong type or an absurd value, or asks for what is not computed here.
     """
     if values.get("model_type") not in MODEL_TYPES:
         supported = ", ".join(MODEL_TYPES)
@@ -65,10 +65,12 @@ def config_to_huggingface(config: Gemma2Config, dtype: str) -> dict[str, Any]:
         UserError: transformers could not express or would refuse the architecture.
     """
     if config.query_pre_attn_scalar != int(config.query_pre_attn_scalar):
-        raise UserError(f"query_pre_attn_scalar = {config.query_pre_attn_scalar}: transformers takes whole numbers only")
+        raise UserError(
+            f"query_pre_attn_scalar = {config.query_pre_attn_scalar}: transformers takes whole numbers only"
+        )
     if config.embed_dim % config.num_heads:
         raise UserError(
-            f"embed_dim = {config.embed_dim} is not a multiple of num_heads = {config.num_heads}: transformers refuses it"
+            f"embed_dim = {config.embed_dim} is no multiple of num_heads = {config.num_heads}: transformers refuses it"
         )
     names = {ours: theirs for theirs, ours in _LAYER_TYPES.items()}
     eos = list(config.eos_token_ids)
@@ -109,7 +111,9 @@ def _refuse_other_functions(fields: ConfigFields) -> None:
     architectures = fields.values.get("architectures") or ["Gemma2ForCausalLM"]
     if architectures != ["Gemma2ForCausalLM"]:
         fields.refuse("architectures", 'is not supported: it must be ["Gemma2ForCausalLM"]')
-    activations = [fields.values[key] for key in ("hidden_activation", "hidden_act") if fields.values.get(key) is not None]
+    activations = [
+        fields.values[key] for key in ("hidden_activation", "hidden_act") if fields.values.get(key) is not None
+    ]
     if not activations:
         fields.required("hidden_activation")
     # Where both are given hidden_activation decides, as in transformers.

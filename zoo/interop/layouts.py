@@ -1,7 +1,7 @@
 """How one tensor is laid out in a foreign checkpoint, written as an equation of axes: ``"(N H) D -> D N H"``.
 
-Left of the arrow stands the stored tensor, right of it ours; parentheses join axes into one dimension. The same equation
-read backwards is the export, so that import and export cannot disagree.
+Left of the arrow stands the stored tensor, right of it ours; parentheses join axes into one dimension. The same
+equation read backwards is the export, so that import and export cannot disagree.
 """
 
 import math

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Literal
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh
 
 from zoo.data import Tokenizer, load_tokenizer
 from zoo.errors import UserError
 from zoo.interop import deepmind, huggingface
+from zoo.interop.deepmind_tree import DeepMindTree
 from zoo.interop.parameters import OnTensor, ParamDtype
 from zoo.interop.runs import load_run
-from zoo.models import ModelConfig, config_from_dict
+from zoo.models import Gemma2, ModelConfig, config_from_dict
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules
 from zoo.training.run_directory import is_checkpoint_dir, is_run_dir, read_run
@@ -28,7 +28,7 @@ _ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint")
 class Loaded:
     """A model with its weights, and what was found beside them."""
 
-    model: nnx.Module
+    model: Gemma2
     """Flax module: int32 [B, T] tokens -> float32 [B, T, vocab] logits."""
     path: Path
     """Where it came from."""
@@ -44,15 +44,14 @@ class Loaded:
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """The tokenizer, None if the checkpoint has none. Read when it is first asked for, since scoring or exporting may
-        not need it. Raises `UserError` if it is damaged, or has more tokens than the model."""
+        """The tokenizer, None if the checkpoint has none. Read when it is first asked for, since scoring may not
+        need it. Raises `UserError` if it is damaged, or has more tokens than the model."""
         if self.tokenizer_folder is None:
             return None
         tokenizer = load_tokenizer(self.tokenizer_folder)
         if tokenizer.vocab_size > self.config.vocab_size:
-            raise UserError(
-                f"{self.tokenizer_folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {self.config.vocab_size}"
-            )
+            sizes = f"{tokenizer.vocab_size} tokens, the model {self.config.vocab_size}"
+            raise UserError(f"{self.tokenizer_folder}: the tokenizer has {sizes}")
         return tokenizer
 
 
@@ -85,12 +84,12 @@ def load(
         on_cpu = jax.default_backend() == "cpu"
         execution = Execution(compute_dtype="float32" if on_cpu else "bfloat16")
         param_dtype = param_dtype or ("float32" if on_cpu else "stored")
-    options = {"execution": execution, "param_dtype": param_dtype, "mesh": mesh, "rules": rules}
     path = Path(path)
     if source == "run":
-        return Loaded(load_run(path, **options), path, source, read_run(path).tokenizer_dir)
+        model = load_run(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules)
+        return Loaded(model, path, source, read_run(path).tokenizer_dir)
     read = huggingface.load_huggingface if source == "huggingface" else deepmind.load_deepmind
-    model = read(path, on_tensor=on_tensor, **options)
+    model = read(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
     beside = (path,) if source == "huggingface" else (path, path.parent)  # released trees lie in the tokenizer's folder
     return Loaded(model, path, source, next(filter(_has_tokenizer, beside), None))
 
@@ -103,7 +102,7 @@ def read_config(path: str | Path) -> ModelConfig:
         case "huggingface":
             return huggingface.read_config(Path(path))
         case "deepmind":
-            return deepmind.preset_of(deepmind.DeepMindTree(Path(path)))
+            return deepmind.preset_of(DeepMindTree(Path(path)))
 
 
 def source_of(path: str | Path) -> Source:

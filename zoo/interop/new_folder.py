@@ -26,7 +26,9 @@ def check_destination(path: Path, *, overwrite: bool, source: Path | None = None
         if not overwrite:
             raise UserError(f"{path} is not empty: choose another folder, or --overwrite an earlier export")
         if not any((path / mark).exists() for mark in _EXPORT_MARKS):
-            raise UserError(f"{path} does not look like an earlier export, so it is not overwritten: choose another folder")
+            raise UserError(
+                f"{path} does not look like an earlier export, so it is not overwritten: choose another folder"
+            )
 
 
 @contextlib.contextmanager

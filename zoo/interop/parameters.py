@@ -1,11 +1,11 @@
-"""A model's parameters one by one, under per-layer names such as ``layers/3/attention/query``, whichever way it keeps them.
+"""A model's parameters one by one, under per-layer names (``layers/3/attention/query``), however it keeps them.
 
 `build_model` makes a model out of a function that reads one parameter; `ParameterReader` is its inverse. Both see the
 scanned layout (`zoo.nn.stacking`) as what it is: slices of the same per-layer parameters.
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from zoo.errors import UserError
-from zoo.models import ModelConfig, build
+from zoo.models import Gemma2, ModelConfig, build
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules, state_shardings
 
@@ -25,12 +25,12 @@ OnTensor = Callable[[str], None]
 """Called with a parameter's name when it has been read or written."""
 
 
-def parameter_name(path: Sequence[str | int]) -> str:
+def parameter_name(path: Sequence[Any]) -> str:
     """``layers/3/attention/query`` for a path in an nnx.State."""
     return "/".join(map(str, path))
 
 
-def layer_names(path: Sequence[str | int], variable: nnx.Variable, unit: int) -> list[str]:
+def layer_names(path: Sequence[Any], variable: nnx.Variable, unit: int) -> list[str]:
     """Names of the per-layer parameters that a state's leaf holds: one, or one for each slice of a scanned leaf."""
     if len(variable.get_metadata("axes")) == len(variable.shape):
         return [parameter_name(path)]
@@ -63,7 +63,7 @@ def build_model(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
-) -> nnx.Module:
+) -> Gemma2:
     """A model whose parameters come from `read(name)`, each on its devices before the next one is read.
 
     Args:
@@ -99,7 +99,9 @@ def _gather(shape, names: list[str], read, param_dtype: ParamDtype, on_tensor: O
             if array is None:
                 array = np.empty(shape, dtype)
             if param_dtype == "stored" and dtype != array.dtype:
-                raise UserError(f"{name} is stored as {dtype}, but {names[0]} as {array.dtype}: layers cannot be stacked")
+                raise UserError(
+                    f"{name} is stored as {dtype}, but {names[0]} as {array.dtype}: layers cannot be stacked"
+                )
             array[i] = part
         if on_tensor:
             on_tensor(name)
@@ -117,13 +119,15 @@ def _place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
 class ParameterReader:
     """Reads a model's parameters to the host, one at a time; nothing of them is kept on the host afterwards."""
 
-    def __init__(self, model: nnx.Module):
+    def __init__(self, model: Gemma2):
         """Raises `UserError` if a parameter lies on devices of other processes."""
         unit = len(model.config.layer_types)
         self._slices: dict[str, tuple[nnx.Variable, int | None]] = {}
         for path, leaf in nnx.to_flat_state(nnx.state(model)):
             if not leaf.get_value().is_fully_addressable:
-                raise UserError(f"{parameter_name(path)} lies on several hosts: export in one process, from the checkpoint")
+                raise UserError(
+                    f"{parameter_name(path)} lies on several hosts: export in one process, from the checkpoint"
+                )
             names = layer_names(path, leaf, unit)
             scanned = len(leaf.get_metadata("axes")) < len(leaf.shape)
             self._slices |= {name: (leaf, i if scanned else None) for i, name in enumerate(names)}
@@ -140,7 +144,7 @@ class ParameterReader:
 
 
 def _to_host(array: jax.Array) -> np.ndarray:
-    """jax keeps the host copy of an array that numpy has looked at, for ever: look at a copy, or at the CPU's own memory."""
+    """jax keeps the host copy of an array that numpy has looked at: look at a copy, or at the CPU's own memory."""
     if next(iter(array.devices())).platform != "cpu":
         array = jnp.copy(array)
     if len(array.sharding.device_set) == 1:

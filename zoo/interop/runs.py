@@ -1,6 +1,7 @@
 """The zoo's own checkpoints: run directories of `zoo.train`, and the same layout with parameters only as an export."""
 
 import dataclasses
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,10 @@ from zoo.data import Tokenizer
 from zoo.errors import UserError
 from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import ParamDtype, abstract_model, target_shardings
-from zoo.models import config_from_dict, config_to_dict
+from zoo.models import Gemma2, config_from_dict, config_to_dict
 from zoo.nn import Execution, stack_layers, unstack_layers
 from zoo.parallel import ShardingRules
-from zoo.training.checkpoints import restore_params
+from zoo.training.checkpoints import disk_is_full, restore_params
 from zoo.training.manifest import write_manifest
 from zoo.training.parameters import flatten_with_names, nested_dict
 from zoo.training.run_directory import (
@@ -39,7 +40,7 @@ def load_run(
     param_dtype: ParamDtype | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
-) -> nnx.Module:
+) -> Gemma2:
     """The model of a run directory (newest checkpoint that is whole), its `checkpoints` folder or one STEP folder.
 
     A model that was saved with scanned layers is loaded unrolled and the other way round, as `execution` asks.
@@ -63,13 +64,15 @@ def load_run(
     graphdef, abstract = abstract_model(config, execution)
     if mesh is not None:
         placed = target_shardings(abstract, mesh, rules)
-        leaves = [(at, leaf.replace(jax.device_put(leaf.get_value(), placed[at]))) for at, leaf in nnx.to_flat_state(state)]
+        leaves = [
+            (at, leaf.replace(jax.device_put(leaf.get_value(), placed[at]))) for at, leaf in nnx.to_flat_state(state)
+        ]
         state = nnx.from_flat_state(leaves)
     return nnx.merge(graphdef, state)
 
 
 def save_run(
-    model: nnx.Module,
+    model: Gemma2,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -118,18 +121,20 @@ def write_orbax(folder: Path, tree: Any) -> None:
         try:
             checkpointer.save(folder.absolute(), tree)
             checkpointer.wait_until_finished()
-        except OSError:
+        except Exception as error:  # the storage library has no one type for "the disk is full"
+            if disk_is_full(error):
+                raise OSError(errno.ENOSPC, "no space left on the disk") from error
             raise
-        except Exception as error:  # tensorstore reports a full disk as ValueError
-            raise OSError(" ".join(str(error).split())[:300]) from error
 
 
 def _saved_execution(info: RunInfo) -> Execution:
     try:
         return Execution(**info.execution_dict)
     except TypeError as error:
-        raise UserError(f"{info.path}: its execution {json.dumps(info.execution_dict)} is not understood: {error}") from None
+        raise UserError(
+            f"{info.path}: its execution {json.dumps(info.execution_dict)} is not understood: {error}"
+        ) from None
 
 
-def _common_dtype(leaves: list[jax.Array]) -> str:
+def _common_dtype(leaves: list[jax.Array]) -> Any:
     return str(jnp.result_type(*leaves))

@@ -26,7 +26,7 @@ class StoredTensor:
     shape: tuple[int, ...]
     """Its dimensions."""
     dtype: str
-    """numpy name of its dtype: float32, bfloat16 or float16; any other dtype under its safetensors name (I8, F8_E4M3)."""
+    """numpy name of its dtype: float32, bfloat16 or float16; any other under its safetensors name (I8)."""
 
 
 class SafetensorsFolder:
@@ -36,7 +36,7 @@ class SafetensorsFolder:
     """
 
     def __init__(self, folder: Path):
-        """Reads the index and every header. Raises `UserError` for missing, truncated, corrupt or contradictory files."""
+        """Reads the index and every header. Raises `UserError` for missing, damaged or contradictory files."""
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._open: tuple[Path, Callable[[str], np.ndarray]] | None = None
@@ -52,7 +52,7 @@ class SafetensorsFolder:
                 raise UserError(f"{folder / INDEX_FILE} lists tensor {name} in {file.name}, which does not hold it")
 
     def read(self, name: str) -> np.ndarray:
-        """One tensor as a numpy array of its stored dtype. Raises `UserError` if it holds NaN or infinity, or is damaged."""
+        """One tensor in its stored dtype. Raises `UserError` if it is damaged or holds NaN or infinity."""
         file = self.tensors[name].file
         try:
             if self._open is None or self._open[0] != file:
@@ -74,7 +74,9 @@ def _read_index(folder: Path) -> dict[str, Path]:
         if any(folder.glob("*.safetensors")):
             raise UserError(f"{folder} holds safetensors files, but neither {SINGLE_FILE} nor {INDEX_FILE}")
         if any(folder.glob("pytorch_model*.bin")):
-            raise UserError(f"{folder} holds PyTorch pickles (*.bin), which are not read: save it with safetensors first")
+            raise UserError(
+                f"{folder} holds PyTorch pickles (*.bin), which are not read: save it with safetensors first"
+            )
         raise UserError(f"{folder} holds no weights: looked for {SINGLE_FILE} and {INDEX_FILE}")
     if (folder / SINGLE_FILE).is_file():
         raise UserError(f"{folder} holds both {SINGLE_FILE} and {INDEX_FILE}: remove the one that is out of date")
@@ -82,7 +84,9 @@ def _read_index(folder: Path) -> dict[str, Path]:
         weight_map = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         shards = {name: folder / shard for name, shard in weight_map.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path} is not a safetensors index: it needs a 'weight_map' of tensor names to files") from None
+        raise UserError(
+            f"{path} is not a safetensors index: it needs a 'weight_map' of tensor names to files"
+        ) from None
     if not shards:
         raise UserError(f"{path} lists no tensors")
     for name, shard in shards.items():
@@ -115,7 +119,9 @@ def _diagnosis(file: Path) -> str | None:
             length = struct.unpack("<Q", start)[0]
             size = file.stat().st_size
             if length > size - 8:
-                return f"is truncated or not a safetensors file: it has {size} bytes, its header alone asks for {length}"
+                return (
+                    f"is truncated or not a safetensors file: it has {size} bytes, its header alone asks for {length}"
+                )
             header = json.loads(opened.read(length))
         ends = {name: entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"}
         cut = [name for name, end in sorted(ends.items(), key=lambda item: item[1]) if end > size - 8 - length]

@@ -73,7 +73,7 @@ def _shards(tensors: Iterable[TensorToWrite], max_shard_bytes: int) -> list[list
 
 
 def _write_file(path: Path, tensors: Sequence[TensorToWrite], read: Callable[[str], np.ndarray]) -> None:
-    """The format: u64 length of the header, JSON header padded to 8 bytes, then the tensors without gaps, little-endian."""
+    """The format: length of the header (u64), JSON padded to 8 bytes, the tensors without gaps; all little-endian."""
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # stable; keeps every tensor aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0
@@ -92,4 +92,4 @@ def _write_file(path: Path, tensors: Sequence[TensorToWrite], read: Callable[[st
             array = read(tensor.name)
             if array.shape != tensor.shape or array.dtype != tensor.dtype:
                 raise ValueError(f"{tensor.name}: {array.dtype}{array.shape}, not {tensor.dtype}{tensor.shape}")
-            file.write(memoryview(np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

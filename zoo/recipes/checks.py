@@ -15,6 +15,8 @@ from zoo.recipes.recipe import Recipe
 def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
     """Raises `UserError` for sizes that do not fit each other, the mesh, or any memory there is."""
     data, model, accumulation = recipe.data, recipe.model, recipe.optimizer.accumulation_steps
+    if recipe.needs_data and not data.paths:
+        raise UserError(f"{recipe.name} has no text of its own to train on: say --data PATH ...")
     shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if data.batch_size % (shards * accumulation):
         split = f"mesh (data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
@@ -58,11 +60,12 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, 
 
 
 def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
-    """Bytes that training takes on all devices together if nothing else is stored: parameters, gradients, two moments,
-    and one layer input per layer of the micro-batch."""
+    """Bytes that training takes on all devices together if nothing else is stored: parameters, gradients, two moments
+    (only the parameters if some of them are frozen), and one layer input per layer of the micro-batch."""
     weights = jnp.dtype(recipe.execution.param_dtype).itemsize
     copies = mesh.shape["data"]
-    state = recipe.model.num_parameters() * (2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize + weights)
+    trained = 0 if recipe.freeze else 2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize
+    state = recipe.model.num_parameters() * (weights + trained)
     tokens = recipe.data.batch_size * recipe.data.sequence_length // recipe.optimizer.accumulation_steps
     inputs = (
         tokens * recipe.model.embed_dim * recipe.model.num_layers * jnp.dtype(recipe.execution.compute_dtype).itemsize

@@ -21,6 +21,7 @@ from zoo.training.optimizer import OptimizerConfig
 
 RECIPE = Recipe(
     name="gemma2-2b",
+    needs_data=True,
     model=preset("gemma2-2b"),
     execution=Execution(compute_dtype="bfloat16", scan_layers=True, remat_policy="full"),
     mesh=MeshConfig(data=1, fsdp=-1, tensor=1),

@@ -15,6 +15,7 @@ from zoo.training.optimizer import OptimizerConfig
 
 RECIPE = Recipe(
     name="gemma2-nano",
+    needs_data=False,
     model=preset("gemma2-nano"),
     # On CPU a scan over layers costs 20-40 % against unrolled ones.
     execution=Execution(compute_dtype="float32", scan_layers=False, remat_policy="none"),

@@ -46,6 +46,8 @@ class Recipe:
 
     name: Annotated[str, tyro.conf.Suppress]
     """What the recipe is called on the command line."""
+    needs_data: Annotated[bool, tyro.conf.Suppress]
+    """Whether there is nothing to train on unless `--data` says so."""
     loop: Annotated[LoopConfig, tyro.conf.OmitArgPrefixes]
     """How long, and what happens on the way; `--profile` is short for `--profile-steps 5`."""
     data: DataConfig

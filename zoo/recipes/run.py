@@ -5,12 +5,14 @@ import shutil
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 
 from zoo.data import Corpus, Tokenizer, load_tokenizer, tokenizer_for
 from zoo.errors import UserError
 from zoo.interop import read_config, source_of
 from zoo.models import config_from_dict, config_to_dict
 from zoo.recipes.checks import check_tokenizer
+from zoo.recipes.console import say
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
 from zoo.training.run_directory import (
     RunInfo,
@@ -63,9 +65,7 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
             f"{run} has been trained for {done} steps, steps={recipe.loop.steps} is less: choose another --run-dir"
         )
     if before != recipe.loop.steps:
-        print(
-            f"steps: {before} -> {recipe.loop.steps}; the learning-rate schedule now ends at step {recipe.loop.steps}"
-        )
+        say(f"steps: {before} -> {recipe.loop.steps}; the learning-rate schedule now ends at step {recipe.loop.steps}")
     return saved
 
 
@@ -127,6 +127,8 @@ def describe_run(recipe: Recipe, tokenizer: Tokenizer) -> RunInfo:
 
 def begin_run(info: RunInfo, tokenizer: Tokenizer, *, new: bool) -> None:
     """Writes the tokenizer (of a new run) and then `run.json`: a folder with a `run.json` is complete."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("zoo: what was in the run directory is known to all processes")
     if jax.process_index() != 0:
         return
     if new:

@@ -32,7 +32,7 @@ def make_evaluation(
     """
     batches = list(batches)
     eval_step = make_eval_step(graphdef, loss_fn)
-    lengths = jnp.asarray([] if token_bytes is None else token_bytes, jnp.float32)
+    lengths = jnp.asarray([0] if token_bytes is None else token_bytes, jnp.float32)
 
     @jax.jit
     def count_bytes(batch: Any) -> Array:

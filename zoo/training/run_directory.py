@@ -14,7 +14,9 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import jax
 
 from zoo.errors import UserError
 
@@ -162,10 +164,14 @@ def _read_description(path: Path) -> dict[str, Any]:
 
 
 class RunLock:
-    """Keeps a second process from training into the same folder; the system frees it when the process dies."""
+    """Keeps a second run from training into the same folder; the system frees it when the process dies. Of a run of
+    several processes the first one holds it."""
 
     def __init__(self, run: str | Path):
-        """Raises `UserError` if another process holds the run directory."""
+        """Raises `UserError` if another run holds the run directory."""
+        self._file: IO[str] | None = None
+        if jax.process_index() != 0:
+            return
         path = Path(run) / ".lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -184,4 +190,5 @@ class RunLock:
         return self
 
     def __exit__(self, *_exc: object) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()

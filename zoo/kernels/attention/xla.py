@@ -10,16 +10,14 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from zoo.kernels.attention.block import attend
 from zoo.kernels.attention.inputs import AttentionInputs
 from zoo.kernels.attention.visibility import visible
 
 SCORE_BYTES = 256 * 2**20
 """Upper bound of the float32 scores that exist at one time."""
-
-NO_MAXIMUM_SOFT_CAP = 80.0
-"""Up to this cap, exp(score) stays inside the range of float32 and bfloat16: softmax needs no maximum."""
 
 CAUSAL_CHUNKS = 8
 """Chunks of a causal global layer: chunk i of n meets i/n of the keys, so 8 chunks do 56 % of the dense work."""
@@ -102,13 +100,13 @@ def _local(inputs: AttentionInputs, window: int) -> Float[Array, "b t n h"]:
             sliding_window=window,
         )
         grouped = to_blocks(query).reshape(batch, blocks_per_step, block, kv_heads, heads // kv_heads, head_dim)
-        out = _attend(
+        out = attend(
             grouped.transpose(0, 1, 3, 4, 2, 5),
             to_bands(key).swapaxes(2, 3),
             to_bands(value).swapaxes(2, 3),
             mask[:, :, None, None],
-            scale=inputs.scale,
-            soft_cap=inputs.logits_soft_cap,
+            inputs.scale,
+            inputs.logits_soft_cap,
         )
         return out.transpose(0, 1, 4, 2, 3, 5).reshape(batch, span, heads, head_dim)
 
@@ -161,7 +159,7 @@ def _attend_rows(inputs: AttentionInputs, rows, *, key, value, key_positions, ke
         causal=inputs.causal,
         sliding_window=inputs.sliding_window,
     )
-    return _attend(query, key, value, mask[:, None, None], scale=inputs.scale, soft_cap=inputs.logits_soft_cap)
+    return attend(query, key, value, mask[:, None, None], inputs.scale, inputs.logits_soft_cap)
 
 
 def _scan_rows(attend_rows, rows, rows_per_step: int):
@@ -183,38 +181,6 @@ def _scan_rows(attend_rows, rows, rows_per_step: int):
     out = jax.lax.map(jax.checkpoint(attend_rows, prevent_cse=False), parts)
     out = jnp.moveaxis(out, 0, 3)
     return out.reshape(*out.shape[:3], steps * rows_per_step, out.shape[-1])[:, :, :, :count]
-
-
-# ---- the arithmetic both share ----
-
-
-def _attend(
-    query: Float[Array, "*x k g c h"],
-    key: Float[Array, "*x k s h"],
-    value: Float[Array, "*x k s h"],
-    mask: Bool[Array, "*x 1 1 c s"],
-    *,
-    scale: float,
-    soft_cap: float | None,
-) -> Float[Array, "*x k g c h"]:
-    *_, groups, rows, head_dim = query.shape
-    accumulator = jnp.promote_types(query.dtype, jnp.float32)
-    precision = jax.lax.Precision.HIGHEST if query.dtype == accumulator else None
-    matmul = partial(jnp.einsum, preferred_element_type=accumulator, precision=precision)
-
-    stacked = query.reshape(*query.shape[:-3], groups * rows, head_dim)
-    scores = scale * matmul("...rh,...sh->...rs", stacked, key)
-    scores = scores.reshape(*query.shape[:-1], key.shape[-2])
-    if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
-    if soft_cap is None or soft_cap > NO_MAXIMUM_SOFT_CAP or query.dtype == jnp.float16:
-        largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=jnp.finfo(accumulator).min)
-        scores = jnp.where(mask, scores, largest) - jax.lax.stop_gradient(largest)
-    weights = jnp.where(mask, jnp.exp(scores), 0)
-    total = weights.sum(-1, keepdims=True)
-    stacked = weights.reshape(*stacked.shape[:-1], key.shape[-2]).astype(value.dtype)
-    out = matmul("...rs,...sh->...rh", stacked, value).reshape(query.shape)
-    return (out / jnp.where(total == 0, 1, total)).astype(query.dtype)
 
 
 def _pad(x: Array, before: int, after: int) -> Array:
