@@ -1,11 +1,13 @@
-"""One local attention layer, forward and backward, at growing sequence lengths: time and memory must grow with T x W."""
+"""One local attention layer, forward and backward, at growing lengths: time and memory must grow with T x W."""
 
 import functools
+import json
 import math
 import re
 import statistics
+import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import jax
 import jax.numpy as jnp
@@ -101,3 +103,13 @@ def _compile(layer: LocalLayer, length: int):
         return jnp.vdot(attention(query, key, value), cotangent)
 
     return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2))).lower(*_inputs(layer, length)).compile()
+
+
+def main() -> None:
+    """Prints the results of the lengths, and of as many rounds as the last argument says, as one line of JSON."""
+    *lengths, rounds = map(int, sys.argv[1:])
+    print(json.dumps([asdict(result) for result in measure_local_layer(lengths, rounds)]))
+
+
+if __name__ == "__main__":
+    main()

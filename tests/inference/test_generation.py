@@ -2,6 +2,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from zoo.errors import UserError
 from zoo.inference import Sampling, generate, left_pad
@@ -9,6 +10,7 @@ from zoo.inference import generation as generation_module
 from zoo.inference.model import take_apart
 from zoo.inference.prompts import positions_of
 from zoo.nn import Execution
+from zoo.parallel import MeshConfig, ShardingRules, make_mesh, state_shardings
 
 WINDOW = 8  # of the fixture `model`
 
@@ -174,3 +176,13 @@ def test_bfloat16_models_generate(make_model):
     model = make_model(execution=Execution(compute_dtype="bfloat16", param_dtype="bfloat16"))
     new = generate(model, np.asarray(random_prompts(2 * WINDOW)), max_new_tokens=4)
     assert new.shape == (1, 4)
+
+
+def test_a_model_whose_parameters_are_spread_over_devices_generates_the_same(model):
+    mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
+    graphdef, state = nnx.split(model)
+    spread = nnx.merge(graphdef, jax.device_put(state, state_shardings(state, mesh, ShardingRules())))
+    assert len(spread.embedder.embedding[...].sharding.device_set) == 8
+    prompts = left_pad(random_prompts(5, 11))
+    new = [generate(m, *prompts, max_new_tokens=12).tolist() for m in (model, spread)]
+    assert new[0] == new[1]

@@ -18,5 +18,11 @@ class GatedFeedForward(nnx.Module):
         self.down = parameter(rngs, (hidden_dim, embed_dim), ("mlp", "embed"), fan_in_normal(hidden_dim), dtype)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        gate = jax.nn.gelu(project("btd,df->btf", x, self.gate[...]), approximate=True)
-        return project("btf,fd->btd", gate * project("btd,df->btf", x, self.up[...]), self.down[...])
+        gate, up = project("btd,df->btf", x, self.gate[...]), project("btd,df->btf", x, self.up[...])
+        return _down(gate, up, self.down[...])
+
+
+@jax.checkpoint
+def _down(gate: Float[Array, "b t f"], up: Float[Array, "b t f"], down: Float[Array, "f d"]) -> Float[Array, "b t d"]:
+    """Keeps gate and up for the backward pass and computes GeGLU anew: it would keep five such arrays otherwise."""
+    return project("btf,fd->btd", jax.nn.gelu(gate, approximate=True) * up, down)

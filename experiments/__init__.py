@@ -1,0 +1,1 @@
+"""One folder = one claim: protocol, baselines, run and committed result. Nothing in `zoo` imports this."""
