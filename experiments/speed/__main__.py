@@ -29,7 +29,7 @@ class Speed:
     threads: int = 2
     """Cores that everything is restricted to."""
     rounds: int | None = None
-    """Interleaved rounds; default 7 (with --quick 3)."""
+    """Interleaved rounds; default 5 (with --quick 3)."""
 
     def __post_init__(self):
         if self.threads < 1:

@@ -25,7 +25,7 @@ class Workload:
     """Tokens decoded greedily after each prompt; their time includes the prefill."""
     decode_batches: tuple[int, ...] = (1, 8)
     """Numbers of prompts decoded together."""
-    rounds: int = 7
+    rounds: int = 5
     """Times that all implementations take their turn, for each measurement."""
     checked_steps: int = 3
     """Training steps whose losses must agree before anything is timed."""

@@ -6,6 +6,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels import dot_product_attention
+from zoo.kernels.attention.decode import decode_attention
 from zoo.kernels.attention.visibility import EMPTY_POSITION
 from zoo.nn.cache import LayerCache
 from zoo.nn.execution import Execution
@@ -68,22 +69,42 @@ class Attention(nnx.Module):
             if cache is None or cache.empty:
                 out = self._attend(query, key, value, positions, positions, segment_ids, segment_ids, ordered=True)
             if cache is not None:
-                held, cache = cache, _write(cache, key, value, positions, segment_ids)
-                if not held.empty:
-                    out = self._attend_cached(query, key, value, positions, segment_ids, held, cache)
+                stored = _stored_positions(jnp.broadcast_to(positions, key.shape[:2]), segment_ids)
+                if not cache.empty and key.shape[1] == 1 and self.implementation != "reference":
+                    out, key, value = self._attend_one(query, key, value, positions, stored, cache)
+                elif not cache.empty:
+                    out = self._attend_several(query, key, value, positions, stored, cache)
+                cache = cache.write(key, value, stored)
         with jax.named_scope("output"):
             return project("btnh,nhd->btd", out, self.output[...]), cache
 
-    def _attend_cached(self, query, key, value, positions, segment_ids, before: LayerCache, after: LayerCache):
+    def _attend_one(self, query, key, value, positions, stored, cache: LayerCache):
+        """A decode step: (out, key, value). The slot that the token will take holds nothing that it sees, so it attends
+        to the cache as it was and to itself. Reading the cache before writing it lets it be updated in place."""
+        out = decode_attention(
+            query[:, 0],
+            (cache.key, cache.value, cache.positions),
+            (key[:, 0], value[:, 0], stored),
+            positions,
+            scale=self.scale,
+            sliding_window=self.sliding_window,
+            logits_soft_cap=self.logits_soft_cap,
+        )[:, None]
+        # XLA orders the write after the read only if it depends on it; else it copies the whole cache in every step.
+        zero = jnp.minimum(jnp.abs(out[0, 0, 0, 0]), 0)
+        return out, key + zero, value + zero
+
+    def _attend_several(self, query, key, value, positions, stored, cache: LayerCache):
         """Padding and empty slots have EMPTY_POSITION, so segments are not needed any more."""
         positions = jnp.broadcast_to(positions, query.shape[:2])
-        if self.sliding_window is None or query.shape[1] == 1:
-            held, ordered = (after.key, after.value, after.positions), False
+        if self.sliding_window is None:
+            held = cache.write(key, value, stored).by_slot()
         else:
             # Later tokens of this call push out keys that earlier ones still see: so the old ring and the new keys.
-            old, new = before.in_order(), (key, value, _stored_positions(positions, segment_ids))
-            held, ordered = tuple(jnp.concatenate(pair, axis=1) for pair in zip(old, new, strict=True)), True
+            pairs = zip(cache.in_order(), (key, value, stored), strict=True)
+            held = tuple(jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in pairs)
         keys, values = (x.astype(query.dtype) for x in held[:2])
+        ordered = self.sliding_window is not None
         return self._attend(query, keys, values, positions, held[2], None, None, ordered=ordered)
 
     def _attend(self, query, key, value, query_positions, key_positions, query_segments, key_segments, *, ordered):
@@ -101,11 +122,6 @@ class Attention(nnx.Module):
             ordered_positions=ordered,
             implementation=self.implementation,
         )
-
-
-def _write(cache: LayerCache, key, value, positions, segment_ids) -> LayerCache:
-    positions = jnp.broadcast_to(positions, key.shape[:2])
-    return cache.write(key, value, _stored_positions(positions, segment_ids))
 
 
 def _stored_positions(positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Int[Array, "b t"]:

@@ -1,0 +1,62 @@
+"""Attention of a decode step: one query per row against a cache that is read as it lies."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo.kernels.attention.block import NO_MAXIMUM_SOFT_CAP
+from zoo.kernels.attention.visibility import visible
+
+HeldKeys = tuple[Float[Array, "b k h s"], Float[Array, "b k s h"], Int[Array, "b s"]]
+OwnKey = tuple[Float[Array, "b k h"], Float[Array, "b k h"], Int[Array, "b 1"]]
+
+
+def decode_attention(
+    query: Float[Array, "b n h"],
+    held: HeldKeys,
+    own: OwnKey,
+    query_positions: Int[Array, "#b 1"],
+    *,
+    scale: float,
+    sliding_window: int | None,
+    logits_soft_cap: float | None,
+) -> Float[Array, "b n h"]:
+    """The function of `dot_product_attention` for one causal query per row.
+
+    held: keys, values and positions of the slots of a cache; own: those of the query's own token, which is not among
+    them yet. What is visible is decided by the positions. Sums are float32.
+    """
+    batch, heads, head_dim = query.shape
+    kv_heads = own[0].shape[1]
+    accumulator = jnp.promote_types(query.dtype, jnp.float32)
+    precision = jax.lax.Precision.HIGHEST if query.dtype == accumulator else None
+    matmul = partial(jnp.einsum, preferred_element_type=accumulator, precision=precision)
+    grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
+
+    def capped(scores):
+        scores = scale * scores
+        return scores if logits_soft_cap is None else logits_soft_cap * jnp.tanh(scores / logits_soft_cap)
+
+    def seen(positions):
+        return visible(query_positions, positions, sliding_window=sliding_window)[:, None]
+
+    key, value, positions = held
+    scores = capped(matmul("bkgh,bkhs->bkgs", grouped, key.astype(query.dtype)))
+    own_score = capped((grouped.astype(accumulator) * own[0][:, :, None].astype(accumulator)).sum(-1, keepdims=True))
+    mask, own_mask = seen(positions), seen(own[2])
+    if logits_soft_cap is None or logits_soft_cap > NO_MAXIMUM_SOFT_CAP or query.dtype == jnp.float16:
+        lowest = jnp.finfo(accumulator).min
+        largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=lowest)
+        largest = jnp.maximum(largest, jnp.where(own_mask, own_score, lowest))
+        scores, own_score = (
+            jnp.where(mask, scores, largest) - largest,
+            jnp.where(own_mask, own_score, largest) - largest,
+        )
+    weights = jnp.where(mask, jnp.exp(scores), 0)
+    own_weight = jnp.where(own_mask, jnp.exp(own_score), 0)
+    total = weights.sum(-1, keepdims=True) + own_weight
+    out = matmul("bkgs,bksh->bkgh", weights.astype(query.dtype), value.astype(query.dtype))
+    out = out + own_weight * own[1][:, :, None].astype(accumulator)
+    return (out / jnp.where(total == 0, 1, total)).reshape(query.shape).astype(query.dtype)
