@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -40,6 +41,7 @@ class Speed:
 
 def main() -> None:
     settings = parse_command(Speed, "experiments.speed")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the workers are ended too
     cores = peers.pin_to_cores(settings.threads)
     described = machine.describe(cores)
     size = "quick" if settings.quick else "full"

@@ -4,6 +4,7 @@ Threads that spin between two commands (OpenMP's active waiting) would take the 
 not measuring gets SIGSTOP. Commands and answers are lines of JSON on pipes; whatever the libraries print goes to a log.
 """
 
+import ctypes
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -78,7 +80,8 @@ class Worker:
 
 
 def serve(commands: Mapping[str, Callable[..., Any]]) -> None:
-    """Child's side: answers the commands on standard input until it closes."""
+    """Child's side: answers commands on standard input until it closes. Ends with its parent, even while stopped."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # prints of libraries must not end up between the answers
     for line in sys.stdin:

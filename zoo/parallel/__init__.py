@@ -1,6 +1,5 @@
 """Mesh, sharding rules and the placement of parameters, batches and activations. Models never mention a mesh axis."""
 
-from zoo.parallel.host_memory import keep_freed_memory as keep_freed_memory
 from zoo.parallel.mesh import MeshConfig as MeshConfig
 from zoo.parallel.mesh import make_mesh as make_mesh
 from zoo.parallel.sharding import ShardingRules as ShardingRules
