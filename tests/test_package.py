@@ -89,7 +89,9 @@ def test_imports_are_declared_dependencies(folder: str) -> None:
     for path in sorted((REPOSITORY / folder).rglob("*.py")):
         for name, at_import in third_party_imports(path).items():
             known = {canonicalize_name(distribution) for distribution in distributions.get(name, [name])}
-            if not known & (core if at_import else core | extras):
+            # A file torch_*.py is the program of a subprocess that is started only where torch is installed.
+            optional = not at_import or path.name.startswith("torch_")
+            if not known & (core | extras if optional else core):
                 where = "at module level" if at_import else "in a function"
                 undeclared.append(f"{path.relative_to(REPOSITORY)} imports {name} {where}")
     assert not undeclared, "not among the dependencies of pyproject.toml: " + "; ".join(undeclared)
