@@ -269,13 +269,13 @@ GEMMA2_27B = Gemma2Config(
 # The default run of `zoo.train`: minutes on two CPU cores.
 GEMMA2_NANO = Gemma2Config(
     vocab_size=4096,
-    embed_dim=192,
-    num_layers=6,
+    embed_dim=128,
+    num_layers=4,
     num_heads=4,
     num_kv_heads=2,
-    head_dim=48,
-    hidden_dim=512,
-    query_pre_attn_scalar=48,
+    head_dim=32,
+    hidden_dim=384,
+    query_pre_attn_scalar=32,
     sliding_window=64,
     max_position_embeddings=256,
 )

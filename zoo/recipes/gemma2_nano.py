@@ -20,6 +20,6 @@ RECIPE = Recipe(
     # On CPU a scan over layers costs 20-40 % against unrolled ones.
     execution=Execution(compute_dtype="float32", scan_layers=False, remat_policy="none"),
     data=DataConfig(vocab_size=4096, sequence_length=256, batch_size=8),
-    optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=50, weight_decay=0.1),
-    loop=LoopConfig(steps=1000, log_every=20, evaluate_every=250, checkpoint_every=250),
+    optimizer=OptimizerConfig(learning_rate=1.2e-2, warmup_steps=50, weight_decay=0.1),
+    loop=LoopConfig(steps=800, log_every=20, evaluate_every=200, checkpoint_every=200),
 )
