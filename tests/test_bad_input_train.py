@@ -13,6 +13,7 @@ from tests import tiny_run
 from tests.tiny_run import arguments, losses
 from zoo.errors import run_command
 from zoo.interop import load, save_huggingface
+from zoo.recipes import DEFAULT, recipe
 from zoo.training.run_directory import saved_steps
 
 
@@ -98,7 +99,8 @@ def test_missing_empty_or_unreadable_data_is_named(refused, tmp_path):
 
 def test_a_run_directory_of_another_configuration_is_refused_with_the_field_and_both_ways_out(refused, corpus, trained):
     line = refused(arguments(corpus, trained, steps=4, optimizer__learning_rate=0.125))
-    assert "optimizer.learning_rate=0.003, and this one has optimizer.learning_rate=0.125" in line
+    rate = recipe(DEFAULT).optimizer.learning_rate
+    assert f"optimizer.learning_rate={rate}, and this one has optimizer.learning_rate=0.125" in line
     assert "give the old value to resume it" in line and "another --run-dir" in line
     assert "model.embed_dim" in refused(arguments(corpus, trained, steps=4, model__embed_dim=32))
     assert saved_steps(trained / "checkpoints") == (2, 4) and len(losses(trained)) == 4

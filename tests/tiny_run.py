@@ -6,6 +6,7 @@ import random
 import signal
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import jax
@@ -92,7 +93,8 @@ def saved_params(run: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     folder = run.absolute() / "checkpoints" / str(read_run(run).steps[-1]) / "params"
-    with ocp.PyTreeCheckpointer() as checkpointer:
+    with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # "sharding info not provided": it is the one that was saved
         restored = checkpointer.restore(folder, restore_args=None)
     return {
         jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
