@@ -5,11 +5,14 @@ import io
 import sys
 from collections import Counter
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from zoo.errors import UserError
 
 Command = TypeVar("Command")
+
+AttentionName = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
+"""Implementations of `zoo.kernels.dot_product_attention` that serve every layer of a model."""
 BOX = "│╭╮╰╯─ "
 
 

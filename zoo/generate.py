@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from zoo.command_line import parse_command
+from zoo.command_line import AttentionName, parse_command
 from zoo.errors import UserError, run_command
 
 DEFAULT_NEW_TOKENS = 128
@@ -52,6 +52,8 @@ class Generate:
     """Ids that end a row. Default: the model's end tokens for --prompt and --chat, none for --tokens."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
+    attention: AttentionName | None = None
+    """Which attention kernels. Default: the best ones for the back end."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -98,7 +100,7 @@ def _load(options: Generate, *, tokenizer_needed: bool):
 
     dtype = options.compute_dtype
     execution = None if dtype is None else Execution(compute_dtype=dtype, param_dtype=dtype)
-    loaded = zoo.load(options.checkpoint, execution=execution)
+    loaded = zoo.load(options.checkpoint, execution=execution, attention=options.attention)
     if not hasattr(loaded.model, "init_cache"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} generates no text")
     if tokenizer_needed and loaded.tokenizer is None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from zoo.command_line import parse_command
+from zoo.command_line import AttentionName, parse_command
 from zoo.errors import UserError, run_command
 
 MOST_ROWS_SHOWN = 20
@@ -46,6 +46,8 @@ class Score:
     """File for the same figures as JSON."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
+    attention: AttentionName | None = None
+    """Which attention kernels. Default: the best ones for the back end."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -79,7 +81,7 @@ def _load(options: Score, *, tokenizer_needed: bool):
 
     dtype = options.compute_dtype
     execution = None if dtype is None else Execution(compute_dtype=dtype, param_dtype=dtype)
-    loaded = zoo.load(options.checkpoint, execution=execution)
+    loaded = zoo.load(options.checkpoint, execution=execution, attention=options.attention)
     if not hasattr(loaded.model, "logits"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} predicts no tokens")
     if tokenizer_needed and loaded.tokenizer is None:

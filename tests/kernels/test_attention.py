@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from zoo.kernels import dot_product_attention
-from zoo.kernels.attention import xla
+from zoo.kernels.attention import dispatch, xla
+from zoo.kernels.attention.dispatch import best_implementation
 from zoo.kernels.attention.inputs import check_inputs
 from zoo.kernels.attention.reference import reference_attention
 
@@ -167,7 +168,7 @@ def test_memory_of_a_local_layer_grows_linearly():
         (dict(sliding_window=0), "sliding_window"),
         (dict(logits_soft_cap=-1.0), "logits_soft_cap"),
         (dict(query_positions=jnp.zeros((2, 8), jnp.int32)), "given together"),
-        (dict(implementation="cudnn"), "unknown attention implementation"),
+        (dict(implementation="flash"), "unknown attention implementation"),
     ],
 )
 def test_options_without_meaning_raise(change, message):
@@ -185,10 +186,56 @@ def test_shapes_that_do_not_fit_raise():
         dot_product_attention(query, key.astype(jnp.bfloat16), value, scale=1.0)
 
 
-@pytest.mark.parametrize("implementation", ["pallas_tpu", "pallas_gpu"])
-def test_a_kernel_that_is_not_there_yet_raises_instead_of_falling_back(implementation):
-    with pytest.raises(NotImplementedError, match=implementation):
-        dot_product_attention(*arrays(queries=8), scale=1.0, implementation=implementation)
+@pytest.mark.parametrize(
+    ("implementation", "options", "feature"),
+    [
+        ("pallas_tpu", dict(sliding_window=4, dtype=jnp.float16), "float16"),
+        ("pallas_tpu", dict(sliding_window=4, in_order=False), "positions that are not promised to be in order"),
+        ("pallas_tpu", dict(causal=False), "attention that is not causal"),
+        ("pallas_gpu", dict(head_dim=24), "head size"),
+        ("splash", dict(sliding_window=4, in_order=True), "sliding_window with explicit positions"),
+        ("cudnn", dict(), "the back end 'cpu'"),
+    ],
+)
+def test_what_an_implementation_does_not_do_raises_and_names_both(implementation, options, feature):
+    shape = {name: options.pop(name) for name in ("dtype", "head_dim") if name in options}
+    if "in_order" in options:
+        places = jnp.tile(jnp.arange(8)[None], (2, 1))
+        options |= dict(query_positions=places, key_positions=places, ordered_positions=options.pop("in_order"))
+    with pytest.raises(NotImplementedError, match=f"'{implementation}'.*{feature}"):
+        dot_product_attention(*arrays(queries=8, **shape), scale=1.0, implementation=implementation, **options)
+
+
+@pytest.mark.parametrize(
+    ("platform", "options", "expected"),
+    [
+        ("cpu", {}, "xla"),
+        ("tpu", {}, "pallas_tpu"),
+        ("tpu", dict(sliding_window=4), "pallas_tpu"),
+        ("tpu", dict(sliding_window=4, dtype=jnp.float16), "xla"),
+        ("tpu", dict(causal=False), "xla"),
+        ("gpu", {}, "pallas_gpu"),
+        ("gpu", dict(sliding_window=4), "pallas_gpu"),
+        ("gpu", dict(head_dim=24), "xla"),
+    ],
+)
+def test_without_a_name_a_call_gets_the_fastest_implementation_that_can_do_it(platform, options, expected):
+    shape = {name: options.pop(name) for name in ("dtype", "head_dim") if name in options}
+    nothing = ("query_positions", "key_positions", "query_segment_ids", "key_segment_ids", "sliding_window")
+    options = dict.fromkeys(nothing) | dict(scale=1.0, causal=True, logits_soft_cap=None) | options
+    inputs = check_inputs(*arrays(queries=8, **shape), ordered_positions=False, **options)
+    assert best_implementation(inputs, platform) == expected
+
+
+def test_the_choice_is_logged_once(caplog):
+    dispatch._load.cache_clear()
+    with caplog.at_level("INFO", logger="zoo.kernels.attention.dispatch"):
+        for window in (4, 4, None):
+            dot_product_attention(*arrays(queries=8), scale=1.0, sliding_window=window)
+    assert [record.getMessage() for record in caplog.records] == [
+        "attention implementation of local layers: xla",
+        "attention implementation of global layers: xla",
+    ]
 
 
 def test_the_specification_uses_the_one_definition_of_visibility():

@@ -1,6 +1,6 @@
 """`load`: a model from any checkpoint, whichever kind it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -8,6 +8,7 @@ from typing import Literal
 import jax
 from jax.sharding import Mesh
 
+from zoo.command_line import AttentionName
 from zoo.data import Tokenizer, load_tokenizer
 from zoo.errors import UserError
 from zoo.interop import deepmind, huggingface
@@ -60,6 +61,7 @@ def load(
     *,
     execution: Execution | None = None,
     param_dtype: ParamDtype | None = None,
+    attention: AttentionName | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
@@ -72,6 +74,7 @@ def load(
         execution: how the model computes. Default, with unrolled layers: float32 on CPU; elsewhere bfloat16 with
             parameters in the dtype they are stored in.
         param_dtype: dtype of the parameters in memory, "stored" for what the checkpoint has; default: the execution's.
+        attention: which attention kernels; default: the execution's.
         mesh: spreads the parameters over these devices as they are read.
         rules: which logical axis lies on which mesh axis; default `ShardingRules()`.
         on_tensor: called with each tensor's name when it has been read.
@@ -84,6 +87,8 @@ def load(
         on_cpu = jax.default_backend() == "cpu"
         execution = Execution(compute_dtype="float32" if on_cpu else "bfloat16")
         param_dtype = param_dtype or ("float32" if on_cpu else "stored")
+    if attention is not None:
+        execution = replace(execution, attention_implementation=attention)
     path = Path(path)
     if source == "run":
         model = load_run(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules)

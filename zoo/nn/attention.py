@@ -1,17 +1,21 @@
 """Grouped-query self-attention with rotary positions, an optional window, soft-cap and cache."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels import dot_product_attention
-from zoo.kernels.attention.decode import decode_attention
 from zoo.kernels.attention.visibility import EMPTY_POSITION
+from zoo.kernels.decode_attention import decode_attention
+from zoo.kernels.platform import target_platform
 from zoo.nn.cache import LayerCache
 from zoo.nn.execution import Execution
 from zoo.nn.parameters import fan_in_normal, parameter, project
 from zoo.nn.rope import apply_rope
+from zoo.parallel import per_shard
 
 
 class Attention(nnx.Module):
@@ -81,14 +85,16 @@ class Attention(nnx.Module):
     def _attend_one(self, query, key, value, positions, stored, cache: LayerCache):
         """A decode step: (out, key, value). The slot that the token will take holds nothing that it sees, so it attends
         to the cache as it was and to itself. Reading the cache before writing it lets it be updated in place."""
-        out = decode_attention(
-            query[:, 0],
-            (cache.key, cache.value, cache.positions),
-            (key[:, 0], value[:, 0], stored),
-            positions,
-            scale=self.scale,
-            sliding_window=self.sliding_window,
-            logits_soft_cap=self.logits_soft_cap,
+
+        def attend(query, cached_key, cached_value, cached_positions, key, value, own_positions, query_positions):
+            held, own = (cached_key, cached_value, cached_positions), (key, value, own_positions)
+            return decode_attention(query, held, own, query_positions, **self._options())
+
+        head, row = ("batch", "kv_heads", "head_dim"), ("batch", None)
+        cached = ("batch", "kv_heads", "head_dim", None), ("batch", "kv_heads", None, "head_dim"), row
+        axes = ("batch", "heads", "head_dim"), *cached, head, head, row, row
+        out = self._per_shard(attend, axes)(
+            query[:, 0], cache.key, cache.value, cache.positions, key[:, 0], value[:, 0], stored, positions
         )[:, None]
         # XLA orders the write after the read only if it depends on it; else it copies the whole cache in every step.
         zero = jnp.minimum(jnp.abs(out[0, 0, 0, 0]), 0)
@@ -108,20 +114,39 @@ class Attention(nnx.Module):
         return self._attend(query, keys, values, positions, held[2], None, None, ordered=ordered)
 
     def _attend(self, query, key, value, query_positions, key_positions, query_segments, key_segments, *, ordered):
-        return dot_product_attention(
-            query,
-            key,
-            value,
+        def attend(query, key, value, query_positions, key_positions, query_segments, key_segments):
+            return dot_product_attention(
+                query,
+                key,
+                value,
+                query_positions=query_positions,
+                key_positions=key_positions,
+                query_segment_ids=query_segments,
+                key_segment_ids=key_segments,
+                ordered_positions=ordered,
+                **self._options(),
+            )
+
+        # With a cache there are more keys than queries, so the keys' length has no name.
+        heads, row = ("batch", "length", "heads", "head_dim"), ("batch", "length")
+        keys, key_row = ("batch", None, "kv_heads", "head_dim"), ("batch", None)
+        return self._per_shard(attend, (heads, keys, keys, row, key_row, row, key_row))(
+            query, key, value, query_positions, key_positions, query_segments, key_segments
+        )
+
+    def _options(self) -> dict[str, Any]:
+        return dict(
             scale=self.scale,
             sliding_window=self.sliding_window,
             logits_soft_cap=self.logits_soft_cap,
-            query_positions=query_positions,
-            key_positions=key_positions,
-            query_segment_ids=query_segments,
-            key_segment_ids=key_segments,
-            ordered_positions=ordered,
             implementation=self.implementation,
         )
+
+    def _per_shard(self, attend, axes):
+        """`attend` on each device's rows and heads, for kernels: XLA divides between devices only its own code."""
+        if (self.implementation or target_platform()) in ("reference", "xla", "cpu"):
+            return attend
+        return per_shard(attend, axes, axes[0])
 
 
 def _stored_positions(positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Int[Array, "b t"]:

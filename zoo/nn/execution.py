@@ -6,6 +6,8 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
+from zoo.command_line import AttentionName
+
 
 @dataclass(frozen=True)
 class Execution:
@@ -19,8 +21,8 @@ class Execution:
     """One loop over the repeating unit of layers: compiles in constant time; unrolled is faster on CPU."""
     remat_policy: Literal["none", "dots", "full"] = "none"
     """What a layer's backward pass recomputes: nothing, all but matrix products, or everything."""
-    attention_implementation: Literal["reference", "xla"] | None = None
-    """Name of the attention path; None = the best one for the back end."""
+    attention_implementation: AttentionName | None = None
+    """Which attention kernels; None = the best ones for the back end. `--attention` is short for it."""
 
     @property
     def dtype(self) -> jnp.dtype:

@@ -14,7 +14,11 @@ import tyro
 from zoo.errors import UserError
 from zoo.recipes.recipe import Recipe
 
-SHORT_NAMES = {"--data": "--data.paths", "--profile": "--profile-steps"}
+SHORT_NAMES = {
+    "--attention": "--execution.attention-implementation",
+    "--data": "--data.paths",
+    "--profile": "--profile-steps",
+}
 """Options that may be written shorter than their field's full name."""
 
 PROFILED_STEPS = "5"

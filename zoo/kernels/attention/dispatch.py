@@ -1,16 +1,29 @@
 """The public attention function: checks its arguments and hands them to one named implementation."""
 
 import functools
+import importlib
 import logging
+from collections.abc import Callable
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.kernels.attention.inputs import check_inputs
-from zoo.kernels.attention.reference import reference_attention
-from zoo.kernels.attention.xla import xla_attention
+from zoo.kernels.attention.inputs import AttentionInputs, check_inputs
+from zoo.kernels.platform import target_platform
 
-IMPLEMENTATIONS = {"reference": reference_attention, "xla": xla_attention}
-_PLANNED = ("pallas_tpu", "pallas_gpu")
+_KERNELS = "zoo.kernels"
+_FUNCTIONS = {
+    "reference": "attention.reference:reference_attention",
+    "xla": "attention.xla:xla_attention",
+    "pallas_tpu": "local_attention.tpu:local_attention_tpu",
+    "pallas_gpu": "local_attention.gpu:local_attention_gpu",
+    "splash": "global_attention.splash:splash_attention",
+    "cudnn": "global_attention.cudnn:cudnn_attention",
+}
+"""Module and function of each implementation, below zoo.kernels."""
+
+IMPLEMENTATIONS = tuple(_FUNCTIONS)
+"""Names that `dot_product_attention` takes."""
 
 
 def dot_product_attention(
@@ -44,11 +57,13 @@ def dot_product_attention(
         runs, within a segment positions rise by at least one per index, and query i belongs to key index i + S - T.
         Packed training batches and a cache in order keep it. Without the promise the result is right for any positions,
         and every key is looked at.
-      implementation: "reference" (dense, the specification) or "xla" (blocked); None = the best one for the back end.
+      implementation: "reference" (dense, the specification), "xla" (blocked), "pallas_tpu" (layers with a window: our
+        kernel; others: splash), "pallas_gpu" (our kernel), "splash" or "cudnn" (maintained kernels); None = the best
+        one for this call on the back end. Off their hardware the Pallas kernels are interpreted, slowly.
 
     Raises:
       ValueError: shapes, dtypes or options that have no meaning, or an unknown implementation.
-      NotImplementedError: an implementation that is planned but not part of this version.
+      NotImplementedError: something that the named implementation does not do; the message says what.
     """
     inputs = check_inputs(
         query,
@@ -64,18 +79,35 @@ def dot_product_attention(
         key_segment_ids=key_segment_ids,
         ordered_positions=ordered_positions,
     )
-    return _implementation(implementation)(inputs)
+    name = implementation or best_implementation(inputs, target_platform())
+    if name == "pallas_tpu" and sliding_window is None:
+        try:
+            return _load("splash", "global")(inputs)
+        except NotImplementedError as error:
+            raise NotImplementedError(f"'pallas_tpu' computes layers without a window by splash: {error}") from None
+    options = {}
+    if name in ("splash", "cudnn"):
+        # They count indices, which are the positions unless the caller gives others.
+        options["consecutive_positions"] = query_positions is None
+    return _load(name, "global" if sliding_window is None else "local")(inputs, **options)
+
+
+def best_implementation(inputs: AttentionInputs, platform: str) -> str:
+    """The implementation that a call without a name gets on "cpu", "gpu" or "tpu": the fastest that can do it."""
+    dtype, head_dim = inputs.query.dtype, inputs.query.shape[-1]
+    bounded = inputs.ordered_positions and (inputs.causal or inputs.sliding_window is not None)
+    if platform == "tpu" and bounded and dtype in (jnp.bfloat16, jnp.float32):
+        return "pallas_tpu"
+    if platform == "gpu" and dtype != jnp.float64 and head_dim in (16, 32, 64, 128, 256):
+        return "pallas_gpu"
+    return "xla"
 
 
 @functools.cache
-def _implementation(name: str | None):
-    # Cached, so that the choice is logged once per process.
-    if name in _PLANNED:
-        raise NotImplementedError(
-            f"attention implementation {name!r} is not part of this version; use 'xla' or 'reference'"
-        )
-    chosen = name or "xla"
-    if chosen not in IMPLEMENTATIONS:
+def _load(name: str, layer: str) -> Callable[..., Array]:
+    # Cached, so that the choice is logged once per process. Imported when used: Pallas takes as long as all the rest.
+    if name not in _FUNCTIONS:
         raise ValueError(f"unknown attention implementation {name!r}; known: {', '.join(IMPLEMENTATIONS)}")
-    logging.getLogger(__name__).info("attention implementation: %s", chosen)
-    return IMPLEMENTATIONS[chosen]
+    logging.getLogger(__name__).info("attention implementation of %s layers: %s", layer, name)
+    module, function = _FUNCTIONS[name].split(":")
+    return getattr(importlib.import_module(f"{_KERNELS}.{module}"), function)

@@ -1,5 +1,8 @@
 """The one definition of which key a query may see. Dense, blocked, Pallas and cached paths all use it."""
 
+import functools
+import operator
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
@@ -16,22 +19,42 @@ def visible(
     causal: bool = True,
     sliding_window: int | None = None,
 ) -> Bool[Array, "*b t s"]:
-    """True where query t may see key s.
+    """True where query t may see key s; see `visible_pairs` for the rule."""
+    segments = None, None
+    if query_segment_ids is not None and key_segment_ids is not None:
+        segments = query_segment_ids[..., :, None], key_segment_ids[..., None, :]
+    return visible_pairs(
+        query_positions[..., :, None],
+        key_positions[..., None, :],
+        *segments,
+        causal=causal,
+        sliding_window=sliding_window,
+    )
+
+
+def visible_pairs(
+    query_positions: Int[Array, "*#x"],
+    key_positions: Int[Array, "*#x"],
+    query_segment_ids: Int[Array, "*#x"] | None = None,
+    key_segment_ids: Int[Array, "*#x"] | None = None,
+    *,
+    causal: bool = True,
+    sliding_window: int | None = None,
+) -> Bool[Array, "*x"]:
+    """True where the query may see the key; the arguments are broadcast against each other.
 
     causal: k <= q. Window W: q - W < k (a token sees W keys, itself included) and, when not causal, also k < q + W.
     Segments: only keys of the same segment. Source: Gemma 2 report, section 2; the three public implementations agree.
     """
-    query, key = query_positions[..., :, None], key_positions[..., None, :]
     conditions = []
     if causal:
-        conditions.append(key <= query)
+        conditions.append(key_positions <= query_positions)
     if sliding_window is not None:
-        conditions.append(key > query - sliding_window)
+        conditions.append(key_positions > query_positions - sliding_window)
         if not causal:
-            conditions.append(key < query + sliding_window)
+            conditions.append(key_positions < query_positions + sliding_window)
     if query_segment_ids is not None and key_segment_ids is not None:
-        conditions.append(query_segment_ids[..., :, None] == key_segment_ids[..., None, :])
-    mask = jnp.ones(jnp.broadcast_shapes(query.shape, key.shape), bool)
-    for condition in conditions:
-        mask &= condition
-    return mask
+        conditions.append(query_segment_ids == key_segment_ids)
+    if not conditions:
+        return jnp.ones(jnp.broadcast_shapes(query_positions.shape, key_positions.shape), bool)
+    return functools.reduce(operator.and_, conditions)

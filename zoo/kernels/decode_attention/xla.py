@@ -1,4 +1,4 @@
-"""Attention of a decode step: one query per row against a cache that is read as it lies."""
+"""Decode attention without a kernel: dense products of one query per row with the whole cache."""
 
 from functools import partial
 
@@ -6,14 +6,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.kernels.attention.block import NO_MAXIMUM_SOFT_CAP
 from zoo.kernels.attention.visibility import visible
-
-HeldKeys = tuple[Float[Array, "b k h s"], Float[Array, "b k s h"], Int[Array, "b s"]]
-OwnKey = tuple[Float[Array, "b k h"], Float[Array, "b k h"], Int[Array, "b 1"]]
+from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey, takes_maximum
 
 
-def decode_attention(
+def xla_decode_attention(
     query: Float[Array, "b n h"],
     held: HeldKeys,
     own: OwnKey,
@@ -23,11 +20,7 @@ def decode_attention(
     sliding_window: int | None,
     logits_soft_cap: float | None,
 ) -> Float[Array, "b n h"]:
-    """The function of `dot_product_attention` for one causal query per row.
-
-    held: keys, values and positions of the slots of a cache; own: those of the query's own token, which is not among
-    them yet. What is visible is decided by the positions. Sums are float32.
-    """
+    """See `decode_attention`. Every slot is read, visible or not."""
     batch, heads, head_dim = query.shape
     kv_heads = own[0].shape[1]
     accumulator = jnp.promote_types(query.dtype, jnp.float32)
@@ -46,7 +39,7 @@ def decode_attention(
     scores = capped(matmul("bkgh,bkhs->bkgs", grouped, key.astype(query.dtype)))
     own_score = capped((grouped.astype(accumulator) * own[0][:, :, None].astype(accumulator)).sum(-1, keepdims=True))
     mask, own_mask = seen(positions), seen(own[2])
-    if logits_soft_cap is None or logits_soft_cap > NO_MAXIMUM_SOFT_CAP or query.dtype == jnp.float16:
+    if takes_maximum(logits_soft_cap, query.dtype):
         lowest = jnp.finfo(accumulator).min
         largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=lowest)
         largest = jnp.maximum(largest, jnp.where(own_mask, own_score, lowest))

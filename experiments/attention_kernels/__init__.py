@@ -1,0 +1,1 @@
+"""The attention kernels, measured without the hardware and, where there is some, with it."""

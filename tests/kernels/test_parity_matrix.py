@@ -1,0 +1,21 @@
+"""Every implementation computes the reference's function, forward and backward; the table stands in docs/benchmarks."""
+
+import dataclasses
+
+import pytest
+
+from experiments.attention_kernels import parity
+
+
+def label(case: parity.Case) -> str:
+    """A readable test id."""
+    rows = "packed" if case.packed else "plain"
+    return "-".join((case.layer, case.implementation, rows, "capped" if case.capped else "uncapped", case.dtype))
+
+
+@pytest.mark.parametrize("case", parity.cases(), ids=label)
+def test_the_parity_matrix(case: parity.Case) -> None:
+    errors, limits = parity.measure(case), parity.limits(case)
+    for name, error in dataclasses.asdict(errors).items():
+        if error is not None:
+            assert error <= getattr(limits, name), f"{name}: {error:.2e}"

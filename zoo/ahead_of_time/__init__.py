@@ -1,0 +1,1 @@
+"""Compiling for TPUs and GPUs on a machine that has neither, and reading what the compiler made."""

@@ -1,0 +1,86 @@
+"""The attention of a decode step: hands its arguments to one named implementation."""
+
+import functools
+import importlib
+import logging
+from functools import partial
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey
+from zoo.kernels.decode_attention.reference import reference_decode_attention
+from zoo.kernels.decode_attention.xla import xla_decode_attention
+from zoo.kernels.platform import target_platform
+
+_PALLAS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
+"""Kernels, and the platform that runs each of them."""
+
+IMPLEMENTATIONS = ("reference", "xla", *_PALLAS)
+
+
+def decode_attention(
+    query: Float[Array, "b n h"],
+    held: HeldKeys,
+    own: OwnKey,
+    query_positions: Int[Array, "#b 1"],
+    *,
+    scale: float,
+    sliding_window: int | None,
+    logits_soft_cap: float | None,
+    implementation: str | None = None,
+) -> Float[Array, "b n h"]:
+    """softmax over the visible keys of cap(scale * q . k), times v, for one causal query per row; cap as in
+    `dot_product_attention`.
+
+    Query head n reads key/value head n // (N / K). What is visible is decided by the positions alone; a query that sees
+    nothing gets zeros. Sums are float32 (float64 for a float64 query), products are in the query's dtype.
+
+    Args:
+      held: keys [B, K, H, S], values [B, K, S, H] and positions [B, S] (int32) of the slots of a cache, in any order
+        and of any floating dtype. A slot without a token has `EMPTY_POSITION`.
+      own: key [B, K, H], value [B, K, H] and position [B, 1] of the query's own token, which is in no slot yet.
+      query_positions: int32 [B, 1] or [1, 1].
+      scale: factor of the scores.
+      sliding_window: number of visible keys, the query's own position included; None = all.
+      implementation: "reference" (dense, the specification), "xla" (dense), "pallas_tpu", "pallas_gpu" (kernels that
+        read the visible blocks of the cache once; on another back end they are interpreted, slowly); None = the best
+        one for this call on the back end.
+
+    Raises:
+      ValueError: an unknown implementation.
+      NotImplementedError: an implementation that lacks a feature of this call.
+    """
+    platform = target_platform()
+    return _load(implementation or best_implementation(query, platform), platform)(
+        query,
+        held,
+        own,
+        query_positions,
+        scale=scale,
+        sliding_window=sliding_window,
+        logits_soft_cap=logits_soft_cap,
+    )
+
+
+def best_implementation(query: Float[Array, "b n h"], platform: str) -> str:
+    """The implementation that a call without a name gets on "cpu", "gpu" or "tpu": a kernel where one can do it."""
+    head_dim = query.shape[-1]
+    if platform == "tpu" and query.dtype in (jnp.bfloat16, jnp.float32):
+        return "pallas_tpu"
+    if platform == "gpu" and query.dtype != jnp.float64 and head_dim >= 16 and not head_dim & (head_dim - 1):
+        return "pallas_gpu"
+    return "xla"
+
+
+@functools.cache
+def _load(name: str, platform: str):
+    # Cached, so that the choice is logged once per process. Imported when used: Pallas takes as long as all the rest.
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(f"unknown decode attention implementation {name!r}; known: {', '.join(IMPLEMENTATIONS)}")
+    logging.getLogger(__name__).info("decode attention implementation: %s", name)
+    if name not in _PALLAS:
+        return {"reference": reference_decode_attention, "xla": xla_decode_attention}[name]
+    own_platform = _PALLAS[name]
+    module = importlib.import_module(f"zoo.kernels.decode_attention.{own_platform}")
+    return partial(getattr(module, f"{own_platform}_decode_attention"), interpret=own_platform != platform)

@@ -1,0 +1,122 @@
+"""Functions that every device runs on its own part of the arrays: for kernels, which XLA does not partition."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import jax
+from jax.sharding import Mesh, PartitionSpec
+
+from zoo.parallel.sharding import ShardingRules, _activation_context
+
+Axes = tuple[str | None, ...]
+
+
+def per_shard(function: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: Axes) -> Callable[..., jax.Array]:
+    """`function` of the whole arrays, computed by every device of the active `activation_sharding` on its own part.
+
+    Outside of a context it is `function` itself. XLA cannot divide a `pallas_call`: without this it would gather the
+    operands on every device, or refuse (TPU). `function` has to be independent along every axis that the rules divide,
+    as attention is along batch and heads. It gets every array as an argument and closes over none; inside it no context
+    is active.
+
+    * A logical axis that its mesh axes do not divide (a batch of 1 on 8 devices) is left whole: every device computes
+      all of it, which is exact, but no faster. An array whose size along an axis is 1 is broadcast.
+    * Query heads keep the key/value heads that they read, n // (N / K): where "heads" is divided and "kv_heads" is not
+      divided alike (fewer of them than devices, or by the rules), every device takes those that its heads read.
+
+    Args:
+      in_axes: logical axes of each argument; an argument may be None.
+      out_axes: logical axes of the result; all of them occur in `in_axes`.
+
+    Raises:
+      NotImplementedError: the rules divide "length".
+      ValueError: arguments that differ in the size of an axis, or heads of a device that begin or end within a group.
+    """
+    context = _activation_context.get()
+    if context is None:
+        return function
+    mesh, rules = context
+    if rules.length is not None and any("length" in axes for axes in in_axes):
+        raise NotImplementedError(f"per_shard does not support a divided length (rules.length = {rules.length!r})")
+
+    def sharded(*arrays: jax.Array | None) -> jax.Array:
+        given = [(x, axes) for x, axes in zip(arrays, in_axes, strict=True) if x is not None]
+        sizes = _axis_sizes(given)
+        parts = {name: _parts(mesh, rules, name, size) for name, size in sizes.items()}
+        alike = _mesh_axes(rules, "heads") == _mesh_axes(rules, "kv_heads")
+        if "heads" in parts and "kv_heads" in parts and not (alike and parts["heads"] == parts["kv_heads"]):
+            parts["kv_heads"] = 1
+        take_kv_heads = None
+        if parts.get("heads", 1) > 1 and parts.get("kv_heads") == 1:
+            take_kv_heads = _kv_heads_of_device(sizes["heads"], sizes["kv_heads"], parts["heads"], rules)
+            if "kv_heads" in out_axes:
+                raise ValueError("per_shard: a result with key/value heads needs them divided like the query heads")
+
+        def run(*shards):
+            if take_kv_heads is not None:
+                shards = [take_kv_heads(x, axes) for x, (_, axes) in zip(shards, given, strict=True)]
+            remaining = iter(shards)
+            token = _activation_context.set(None)
+            try:
+                return function(*(None if x is None else next(remaining) for x in arrays))
+            finally:
+                _activation_context.reset(token)
+
+        def spec(axes: Axes, shape: tuple[int, ...] | None = None) -> PartitionSpec:
+            broadcast = [False] * len(axes) if shape is None else [size == 1 for size in shape]
+            divided = [name is not None and parts[name] > 1 and not one for name, one in zip(axes, broadcast)]
+            return rules.spec(tuple(name if divide else None for name, divide in zip(axes, divided)))
+
+        return jax.shard_map(
+            run,
+            mesh=mesh,
+            in_specs=tuple(spec(axes, x.shape) for x, axes in given),
+            out_specs=spec(out_axes),
+            # The results of a pallas_call do not say along which mesh axes they vary.
+            check_vma=False,
+        )(*(x for x, _ in given))
+
+    return sharded
+
+
+def _axis_sizes(given: list[tuple[jax.Array, Axes]]) -> dict[str, int]:
+    """Size of each logical axis; an array of size 1 along it is broadcast and does not count."""
+    sizes: dict[str, int] = {}
+    for x, axes in given:
+        for size, name in zip(x.shape, axes, strict=True):
+            if name is None:
+                continue
+            known = sizes.get(name, 1)
+            if size != known and 1 not in (size, known):
+                raise ValueError(f"per_shard: arrays of sizes {known} and {size} along axis {name!r}")
+            sizes[name] = max(size, known)
+    return sizes
+
+
+def _mesh_axes(rules: ShardingRules, name: str) -> tuple[str, ...]:
+    (part,) = rules.spec((name,))
+    return (part,) if isinstance(part, str) else part or ()
+
+
+def _parts(mesh: Mesh, rules: ShardingRules, name: str, size: int) -> int:
+    """In how many parts a logical axis of this size is divided; 1 when its mesh axes do not divide it."""
+    devices = math.prod(mesh.shape[axis] for axis in _mesh_axes(rules, name))
+    return 1 if size % devices else devices
+
+
+def _kv_heads_of_device(heads: int, kv_heads: int, parts: int, rules: ShardingRules):
+    """A function (array, its axes) -> the array with the key/value heads that the query heads of this device read."""
+    group, own_heads = heads // kv_heads, heads // parts
+    if own_heads % group and group % own_heads:
+        raise ValueError(
+            f"per_shard: {own_heads} query heads per device are neither whole groups of {group} nor an even part of one"
+        )
+
+    def take(x: jax.Array, axes: Axes) -> jax.Array:
+        if "kv_heads" not in axes:
+            return x
+        device = jax.lax.axis_index(_mesh_axes(rules, "heads"))
+        count = max(own_heads // group, 1)
+        return jax.lax.dynamic_slice_in_dim(x, device * own_heads // group, count, axes.index("kv_heads"))
+
+    return take
