@@ -14,6 +14,7 @@ FLOORS = {
     "zoo.command_line": 0,
     "zoo.kernels": 1,
     "zoo.parallel": 1,
+    "zoo.ahead_of_time": 1,
     "zoo.data": 1,
     "zoo.nn": 2,
     "zoo.training": 2,

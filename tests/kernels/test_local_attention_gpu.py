@@ -293,9 +293,9 @@ def test_every_generation_gets_its_own_tiles(name, tiles):
     seen = []
 
     def look(x):
-        seen.append(default_tile("forward", 256, jnp.bfloat16))
+        seen.append(default_tile("value_gradient", 256, jnp.bfloat16))
         return x
 
     lower_for_gpu(look, jax.ShapeDtypeStruct((1,), jnp.float32), target=TARGETS[name])
-    assert seen == [tiles["forward", 256, 2]]
-    assert len({table["forward", 256, 2] for table in (PORTABLE_TILES, HOPPER_TILES, BLACKWELL_TILES)}) == 3
+    assert seen == [tiles["value_gradient", 256, 2]]
+    assert len({table["value_gradient", 256, 2] for table in (PORTABLE_TILES, HOPPER_TILES, BLACKWELL_TILES)}) == 3

@@ -14,7 +14,7 @@ import pytest
 from jax._src.pallas.mosaic.interpret import thread_map
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks
 
-from zoo.ahead_of_time.gpu import H100, has_cuda_wheels, lower_for_gpu
+from zoo.ahead_of_time.gpu import A100, H100, has_cuda_wheels, lower_for_gpu
 from zoo.kernels.attention.inputs import AttentionInputs, check_inputs
 from zoo.kernels.attention.reference import reference_attention
 from zoo.kernels.attention.xla import xla_attention
@@ -239,6 +239,8 @@ def test_what_the_kernel_lacks_is_refused():
         local_attention_hopper(make_inputs(head_dim=32))
     with pytest.raises(NotImplementedError, match="'mosaic_gpu' takes bfloat16 and float16, not float32"):
         local_attention_hopper(make_inputs(dtype=jnp.float32), interpret=False)
+    with pytest.raises(NotImplementedError, match="'mosaic_gpu' is for Hopper GPUs .H100, H200., not NVIDIA A100"):
+        lower_for_gpu(layer, *layer_shapes(64), target=A100)
 
 
 def test_use_on_hardware_logs_that_it_is_not_verified_there(caplog):

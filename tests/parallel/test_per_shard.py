@@ -82,10 +82,15 @@ def test_values_and_gradients_equal_those_of_whole_arrays(mesh, options):
     chex.assert_trees_all_close(result, expected, atol=2e-6, rtol=1e-5)
 
 
-def test_rules_may_divide_query_heads_only():
+@pytest.mark.parametrize(
+    "rules",
+    [ShardingRules(kv_heads=None), ShardingRules(heads=None), ShardingRules(batch="data", kv_heads="fsdp")],
+    ids=["heads only", "kv_heads only", "on two mesh axes"],
+)
+def test_rules_may_divide_heads_and_kv_heads_differently(rules):
     qkv_and_tokens = arrays(heads=8, kv_heads=4)
     expected = value_and_gradients(attend, qkv_and_tokens)
-    with activation_sharding(make_mesh(MIXED), ShardingRules(kv_heads=None)):
+    with activation_sharding(make_mesh(MIXED), rules):
         result = value_and_gradients(attend_per_shard, qkv_and_tokens)
     chex.assert_trees_all_close(result, expected, atol=2e-6, rtol=1e-5)
 

@@ -150,7 +150,8 @@ def compile_for_gpu(
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
 
     lowered = lower_for_gpu(function, *jax.tree.map(place, arguments), target=target)
-    return lowered.compile(compiler_options={"xla_gpu_autotune_level": 0, **(compiler_options or {})})
+    options: dict[str, str | bool | int] = {"xla_gpu_autotune_level": 0, **(compiler_options or {})}
+    return lowered.compile(compiler_options=options)  # type: ignore[arg-type]  # XLA takes integers too.
 
 
 def gpu_mesh(target: GpuTarget) -> Mesh:

@@ -15,6 +15,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
+from zoo.kernels.platform import target_platform
 from zoo.nn import (
     Attention,
     Embedder,
@@ -220,8 +221,14 @@ class Gemma2(nnx.Module):
         return self.embedder.embedding[...].astype(self.execution.dtype)
 
     def init_cache(self, batch_size: int, max_length: int, dtype: jnp.dtype | None = None) -> Cache:
-        """An empty cache for `max_length` tokens: at most W slots on a local layer, `max_length` on a global one."""
+        """An empty cache for `max_length` tokens: at most W slots on a local layer, `max_length` on a global one.
+
+        For accelerators `max_length` is rounded up to a multiple of 128 slots.
+        """
         config, scanned = self.config, self.execution.scan_layers
+        if target_platform() != "cpu":
+            # Otherwise a TPU stores the slots transposed and copies the whole cache into and out of every program.
+            max_length = -(-max_length // 128) * 128
         lead = (config.num_layers // len(config.layer_types),) if scanned else ()
         return tuple(
             empty_cache(

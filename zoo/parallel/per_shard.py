@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from zoo.parallel.sharding import ShardingRules, _activation_context
+from zoo.parallel.sharding import ShardingRules, activation_context
 
 Axes = tuple[str | None, ...]
 
@@ -32,7 +32,7 @@ def per_shard(function: Callable[..., jax.Array], in_axes: Sequence[Axes], out_a
       NotImplementedError: the rules divide "length".
       ValueError: arguments that differ in the size of an axis, or heads of a device that begin or end within a group.
     """
-    context = _activation_context.get()
+    context = activation_context.get()
     if context is None:
         return function
     mesh, rules = context
@@ -56,11 +56,11 @@ def per_shard(function: Callable[..., jax.Array], in_axes: Sequence[Axes], out_a
             if take_kv_heads is not None:
                 shards = [take_kv_heads(x, axes) for x, (_, axes) in zip(shards, given, strict=True)]
             remaining = iter(shards)
-            token = _activation_context.set(None)
+            token = activation_context.set(None)
             try:
                 return function(*(None if x is None else next(remaining) for x in arrays))
             finally:
-                _activation_context.reset(token)
+                activation_context.reset(token)
 
         def spec(axes: Axes, shape: tuple[int, ...] | None = None) -> PartitionSpec:
             broadcast = [False] * len(axes) if shape is None else [size == 1 for size in shape]

@@ -89,7 +89,7 @@ def init_sharded(make_model: Callable[[], nnx.Module], mesh: Mesh, rules: Shardi
     return graphdef, state
 
 
-_activation_context: contextvars.ContextVar[tuple[Mesh, ShardingRules] | None] = contextvars.ContextVar(
+activation_context: contextvars.ContextVar[tuple[Mesh, ShardingRules] | None] = contextvars.ContextVar(
     "activation_sharding", default=None
 )
 
@@ -97,16 +97,16 @@ _activation_context: contextvars.ContextVar[tuple[Mesh, ShardingRules] | None] =
 @contextlib.contextmanager
 def activation_sharding(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
     """While model code is traced inside, `constrain` pins activations to `mesh` by `rules`."""
-    token = _activation_context.set((mesh, rules))
+    token = activation_context.set((mesh, rules))
     try:
         yield
     finally:
-        _activation_context.reset(token)
+        activation_context.reset(token)
 
 
 def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
     """`x` with its sharding pinned by logical axes; outside `activation_sharding` it is `x` itself."""
-    context = _activation_context.get()
+    context = activation_context.get()
     if context is None:
         return x
     mesh, rules = context
@@ -115,7 +115,7 @@ def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
 
 def axis_divisions(axis: str) -> int:
     """In how many parts the active `activation_sharding` divides a logical axis; 1 outside of it."""
-    context = _activation_context.get()
+    context = activation_context.get()
     if context is None:
         return 1
     mesh, rules = context

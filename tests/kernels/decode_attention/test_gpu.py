@@ -31,6 +31,7 @@ def test_it_lowers_to_two_kernels_for_every_gpu(case, dtype, cache_dtype, target
         assert text.count("@__gpu$xla.gpu.triton") == 2
 
 
+@pytest.mark.gpu_compile
 @pytest.mark.skipif(not has_cuda_wheels(), reason="the CUDA wheels (extra `cuda`), which compile for GPUs, are missing")
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize(("case", "dtype", "cache_dtype"), CASES, ids=str)

@@ -17,7 +17,7 @@ PROGRAMS_PER_MULTIPROCESSOR = 2
 """Programs aimed at; so many fit in the shared memory of every GPU from the A100 on."""
 
 BLOCK_BYTES = 32 << 10
-"""Bytes of keys and values of one block; `_STAGES` of them are on their way at a time."""
+"""Bytes of keys and values of one block; shared memory holds two blocks that are on their way."""
 
 _STAGES = 3
 _ROWS = 16  # rows of the smallest tensor-core product
@@ -42,7 +42,7 @@ def gpu_decode_attention(
     """See `decode_attention`. A program reads one part of the visible slots of one key/value head of one row, once.
 
     What the programs found (float32 sums [B, K, splits, G, H], their weights and largest scores [B, K, splits, G]) is
-    merged with the own token by a second kernel: three launches in all, with the one that finds the visible slots.
+    merged with the own token by a second kernel. XLA adds one or two small kernels, which find the visible slots.
 
     Args:
       block: slots per step, a power of two of at least 16; None = what `BLOCK_BYTES` hold.
@@ -68,7 +68,7 @@ def gpu_decode_attention(
     block = block or _block(head_dim, key.dtype.itemsize)
     if splits is None:
         programs = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors()
-        splits = min(programs // (batch * kv_heads), slots // (_LEAST_BLOCKS * block), _MOST_SPLITS)
+        splits = min(round(programs / (batch * kv_heads)), slots // (_LEAST_BLOCKS * block), _MOST_SPLITS)
     splits = max(splits, 1)
     query_positions = query_positions.astype(jnp.int32)
     first, last = visible_blocks(query_positions, positions, sliding_window, block)

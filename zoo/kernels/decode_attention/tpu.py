@@ -112,7 +112,7 @@ def tpu_decode_attention(
     def pinned(query, key, value, positions, own_key, own_value):
         # Where a cache fits in vector memory, XLA may move all of it there and, once the new token is written, back.
         if not interpret:
-            key, value, positions = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (key, value, positions))
+            key, value = (pltpu.with_memory_space_constraint(x, pltpu.HBM) for x in (key, value))
         own_position = own[2][:, 0].astype(jnp.int32)
         return call(first, last, query_positions[:, 0], own_position, query, key, value, positions, own_key, own_value)
 

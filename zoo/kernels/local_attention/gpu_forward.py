@@ -22,7 +22,7 @@ from zoo.kernels.local_attention.gpu_common import (
     tile_layout,
     tile_mask,
 )
-from zoo.kernels.local_attention.gpu_tiles import compiler_params
+from zoo.kernels.local_attention.gpu_tiles import Pass, compiler_params, has_tile
 
 _LOWEST = -1e30
 """Running maximum of a row that has seen nothing: finite, so that its difference from -inf is no NaN."""
@@ -31,7 +31,10 @@ _LOWEST = -1e30
 def forward(inputs: AttentionInputs, options: Options) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
     """(out, lse): lse is the base-2 logarithm of the sum of exp(score), +inf for a query that sees nothing."""
     batch, queries, num_heads, head_dim = inputs.query.shape
-    layout = tile_layout("forward", inputs, options)
+    direction: Pass = "forward"
+    if takes_maximum(options, inputs.query.dtype) and has_tile("forward_with_maximum", head_dim, inputs.query.dtype):
+        direction = "forward_with_maximum"
+    layout = tile_layout(direction, inputs, options)
     positions = pad_positions(inputs, layout.band)
     rows = batch * queries * num_heads
     out, lse = pl.pallas_call(

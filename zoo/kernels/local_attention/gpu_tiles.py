@@ -11,8 +11,13 @@ from jax.experimental.pallas import triton as plgpu
 MAX_HEAD_DIM = 256
 """Largest head whose accumulators fit the registers of eight warps."""
 
-Pass = Literal["forward", "query_gradient", "key_gradient", "value_gradient", "key_value_gradient"]
-"""The kernels. Gradients of keys and values come from one kernel or from two, whichever have a tile."""
+Pass = Literal[
+    "forward", "forward_with_maximum", "query_gradient", "key_gradient", "value_gradient", "key_value_gradient"
+]
+"""The kernels. Gradients of keys and values come from one kernel or from two, whichever have a tile.
+
+A forward pass that takes the running maximum (see `takes_maximum`) has a tile of its own where registers are short.
+"""
 
 
 @dataclass(frozen=True)
@@ -41,13 +46,13 @@ Tiles = dict[tuple[Pass, int, int], Tile]
 #   them costs 8 matrix products instead of 7, spilling or doubled scores cost more.
 _FLOAT32: Tiles = {
     ("forward", 64, 4): Tile(32, 32, 4, 2),
-    ("forward", 128, 4): Tile(32, 32, 4, 2),
-    ("forward", 256, 4): Tile(16, 32, 4, 2),
+    ("forward", 128, 4): Tile(32, 16, 4, 2),
+    ("forward", 256, 4): Tile(16, 16, 4, 2),
     ("query_gradient", 64, 4): Tile(32, 32, 4, 2),
-    ("query_gradient", 128, 4): Tile(32, 32, 8, 2),
+    ("query_gradient", 128, 4): Tile(32, 16, 8, 2),
     ("query_gradient", 256, 4): Tile(16, 16, 8, 2),
     ("key_value_gradient", 64, 4): Tile(32, 32, 4, 2),
-    ("key_value_gradient", 128, 4): Tile(16, 32, 8, 2),
+    ("key_value_gradient", 128, 4): Tile(16, 16, 4, 2),
     ("key_gradient", 256, 4): Tile(16, 16, 8, 2),
     ("value_gradient", 256, 4): Tile(16, 16, 8, 2),
 }
@@ -56,6 +61,7 @@ HOPPER_TILES: Tiles = {
     ("forward", 64, 2): Tile(128, 64, 4, 3),
     ("forward", 128, 2): Tile(128, 128, 8, 2),
     ("forward", 256, 2): Tile(128, 64, 8, 2),
+    ("forward_with_maximum", 256, 2): Tile(128, 32, 8, 2),
     ("query_gradient", 64, 2): Tile(64, 64, 4, 2),
     ("query_gradient", 128, 2): Tile(128, 64, 8, 2),
     ("query_gradient", 256, 2): Tile(128, 32, 8, 2),
@@ -67,10 +73,7 @@ HOPPER_TILES: Tiles = {
 }
 """For Hopper: 227 KB of shared memory, and wgmma."""
 
-BLACKWELL_TILES: Tiles = HOPPER_TILES | {
-    ("forward", 256, 2): Tile(128, 32, 8, 2),
-    ("value_gradient", 256, 2): Tile(32, 128, 8, 2),
-}
+BLACKWELL_TILES: Tiles = HOPPER_TILES | {("value_gradient", 256, 2): Tile(32, 128, 8, 2)}
 """For data-centre GPUs from Blackwell on; between its tensor memory and the arithmetic, more goes through registers."""
 
 PORTABLE_TILES: Tiles = {

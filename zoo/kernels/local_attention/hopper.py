@@ -1,13 +1,13 @@
 """Local attention on Hopper GPUs (H100, H200) by Mosaic GPU: implementation "mosaic_gpu", for bfloat16 and float16."""
 
-import functools
 import logging
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels.attention.block import NO_MAXIMUM_SOFT_CAP
@@ -44,6 +44,9 @@ DEFAULT_BLOCKS = {
     256: Blocks(64, 2, 64, (2, 1), 64, 2),
 }
 """By head size."""
+
+_HOPPERS = ("H100", "H200", "H800", "H20")
+"""Parts of the names of GPUs with compute capability 9.0."""
 
 _PADDING = 128
 """Queries and keys are padded to a multiple of this, which all blocks divide."""
@@ -241,14 +244,23 @@ def _check(inputs: AttentionInputs, interpret: bool) -> None:
         return
     if dtype not in (jnp.bfloat16, jnp.float16):
         raise NotImplementedError(f"attention implementation 'mosaic_gpu' takes bfloat16 and float16, not {dtype}")
-    if jax.default_backend() == "gpu" and (capability := jax.devices()[0].compute_capability) != "9.0":
+    if (device := _other_gpu()) is not None:
         raise NotImplementedError(
-            f"attention implementation 'mosaic_gpu' needs a Hopper GPU (compute capability 9.0), not {capability}"
+            f"attention implementation 'mosaic_gpu' is for Hopper GPUs (H100, H200), not {device}"
         )
     _warn_once()
 
 
-@functools.cache
+def _other_gpu() -> str | None:
+    """Name of the GPU that the program is for, if that is known and is no Hopper."""
+    if (device := getattr(jax.sharding.get_abstract_mesh(), "abstract_device", None)) is not None:
+        return None if any(name in device.device_kind for name in _HOPPERS) else device.device_kind
+    if jax.default_backend() != "gpu" or jax.devices()[0].compute_capability == "9.0":
+        return None
+    return jax.devices()[0].device_kind
+
+
+@cache
 def _warn_once() -> None:
     logging.getLogger(__name__).warning(
         "attention implementation 'mosaic_gpu' is not verified on hardware, only in an interpreter"
@@ -258,7 +270,9 @@ def _warn_once() -> None:
 def _interpreter(call: _Call) -> Any:
     if not call.tile.interpret:
         return False
-    # The interpreter of Mosaic GPU has no public name yet; nothing else here needs a private module.
+    if hasattr(plgpu, "InterpretGPUParams"):
+        return plgpu.InterpretGPUParams(detect_races=True)
+    # Before it had a public name; nothing else here needs a private module.
     from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
     return InterpretGPUParams(detect_races=True)

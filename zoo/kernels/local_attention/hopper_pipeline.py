@@ -89,7 +89,7 @@ def run(
         grid_names=("heads", "block", "batch"),
         num_threads=CONSUMERS + 1,
         thread_name="warpgroup",
-        compiler_params=plgpu.CompilerParams(approx_math=True),
+        compiler_params=plgpu.CompilerParams(approx_math=True, lowering_semantics=plgpu.LoweringSemantics.Lane),
         kernel_name=name,
         interpret=interpret,
     )(*operands)
