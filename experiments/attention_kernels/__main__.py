@@ -81,6 +81,7 @@ def full_results(settings: AttentionKernels) -> report.Results:
         results.passes += schedules.passes([target], shapes, [SOFT_CAP, None], [False, True])
     say("trips and memory against T")
     results.growths = lengths.growths(targets)
+    results.memories = lengths.memories()
     say("layers without a window")
     results.global_growths = lengths.global_growths(["v5p", "v6e"])
     say("decode")
@@ -100,6 +101,7 @@ def full_results(settings: AttentionKernels) -> report.Results:
     results.aims = [
         *aims.schedule_aims(results.passes),
         *aims.growth_aims(results.growths),
+        *aims.memory_aims(results.memories),
         *aims.gpu_aims(results.gpu_kernels),
         *aims.hardware_aims(results.times),
     ]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from experiments.attention_kernels.schedules import BLOCK, OURS, SPLASH, case, declared_flops, growth, is_forward
-from experiments.attention_kernels.subjects import SHAPES, SOFT_CAP, WINDOW
+from experiments.attention_kernels.schedules import OURS, SPLASH, case, declared_flops, growth, is_forward
+from experiments.attention_kernels.subjects import GEMMA2_2B, SHAPES, SOFT_CAP, UNGROUPED, WINDOW
 from zoo.ahead_of_time.tpu import TARGETS
 from zoo.ahead_of_time.tpu_schedule import Case, Measured, measure
 from zoo.kernels.decode_attention.tpu import STEP_BYTES
@@ -41,8 +41,22 @@ class Growth:
 
     @property
     def memory_growth(self) -> float:
-        """The same of the temporary memory."""
-        return self.temporary_bytes[-1] / self.temporary_bytes[0]
+        """Temporary memory at 128k over that at 32k: at 8k a part of it still fits into the chip's own memory."""
+        return self.temporary_bytes[-1] / self.temporary_bytes[-2]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Temporary memory of forward and backward pass on v5p at T = 32k; bytes."""
+
+    shape: str
+    """Heads, a key of `SHAPES`."""
+    heads_first: bool
+    """Arrays [B, N, T, H], which need no transposition; otherwise [B, T, N, H], as the models have them."""
+    ours: int
+    """Of our kernel."""
+    splash: int
+    """Of splash with the same arrays."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +84,12 @@ class Decode:
 
 
 def growths(targets: Sequence[str], shape: str = "9B") -> list[Growth]:
-    """Both contestants; splash with the masks that `zoo.kernels.global_attention` builds (its own take minutes)."""
+    """Both contestants; splash as in `zoo.kernels.global_attention`: its own masks take minutes to build."""
     wanted = {
         (subject, target): [
             case(OURS, target, shape, length, SOFT_CAP, True)
             if subject == OURS
-            else Case(f"{_SUBJECTS}:global_layer", target, _global_arguments(shape, length, WINDOW))
+            else Case(f"{_SUBJECTS}:global_layer", target, _arguments(shape, length, WINDOW))
             for length in LENGTHS
         ]
         for target in targets
@@ -88,14 +102,29 @@ def global_growths(targets: Sequence[str], shape: str = "9B") -> list[Growth]:
     """The kernel of our layers without a window; its trips grow with T * T."""
     wanted = {
         ("global layer", target): [
-            Case(f"{_SUBJECTS}:global_layer", target, _global_arguments(shape, length, None)) for length in LENGTHS
+            Case(f"{_SUBJECTS}:global_layer", target, _arguments(shape, length, None)) for length in LENGTHS
         ]
         for target in targets
     }
     return _growths(wanted, shape)
 
 
-def _global_arguments(shape: str, length: int, window: int | None) -> dict:
+def memories() -> list[Memory]:
+    """Eight heads with and without groups, in both layouts."""
+    wanted = [(shape.name, heads_first) for shape in (UNGROUPED, GEMMA2_2B) for heads_first in (True, False)]
+    cases = [
+        Case(f"{_SUBJECTS}:{builder}", "v5p", {**_arguments(shape, 32_768, WINDOW), "heads_first": heads_first})
+        for shape, heads_first in wanted
+        for builder in ("local", "global_layer")
+    ]
+    measured = measure(cases)
+    for compiled, program in zip(cases, measured):
+        _require(compiled.builder, compiled.target, program)
+    sizes = [program.temporary_bytes for program in measured]
+    return [Memory(*setting, *sizes[2 * i : 2 * i + 2]) for i, setting in enumerate(wanted)]
+
+
+def _arguments(shape: str, length: int, window: int | None) -> dict:
     return {
         "shape": shape,
         "length": length,
@@ -171,9 +200,3 @@ def decodes(targets: Sequence[str], shape: str = "9B", batch: int = 8) -> list[D
 def _require(subject: str, target: str, program: Measured) -> None:
     if program.error:
         raise RuntimeError(f"{subject}, {target}: {program.error}")
-
-
-def global_visited_tiles(length: int) -> int:
-    """Tiles of 512 x 512 on and below the diagonal."""
-    blocks = length // BLOCK
-    return blocks * (blocks + 1) // 2

@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 
-from experiments.attention_kernels.aims import Aim, ratio, rival
+from experiments.attention_kernels.aims import Aim, layout, ratio, rival
 from experiments.attention_kernels.correctness import Error
 from experiments.attention_kernels.gpu_kernels import GpuKernel
 from experiments.attention_kernels.hardware import Time
-from experiments.attention_kernels.lengths import LENGTHS, Decode, Growth
+from experiments.attention_kernels.lengths import LENGTHS, Decode, Growth, Memory
 from experiments.attention_kernels.schedules import OURS, Pass
 
 Rows = list[list[str]]
@@ -33,6 +33,8 @@ class Results:
     """Trips, memory and declared cost against T."""
     global_growths: list[Growth] = field(default_factory=list)
     """The same of layers without a window."""
+    memories: list[Memory] = field(default_factory=list)
+    """Temporary memory by layout."""
     decodes: list[Decode] = field(default_factory=list)
     """The decode kernel."""
     gpu_kernels: list[GpuKernel] = field(default_factory=list)
@@ -63,6 +65,7 @@ def tables(results: Results) -> list[tuple[str, str, Rows]]:
         title = f"TPU, {'backward' if backward else 'forward'}: bundles per 512 x 512 scores"
         found.append((title, _BACKWARD_TEXT if backward else _FORWARD_TEXT, _pass_rows(results.passes, backward)))
     found.append(("TPU, forward and backward against T", _GROWTH_TEXT, _growth_rows(results.growths)))
+    found.append(("TPU, temporary memory by layout, v5p, T = 32k", _MEMORY_TEXT, _memory_rows(results.memories)))
     found.append(("TPU, layers without a window", _GLOBAL_TEXT, _growth_rows(results.global_growths)))
     found.append(("TPU, decode", _DECODE_TEXT, _decode_rows(results.decodes)))
     found.append(("GPU targets, compiled", _GPU_TEXT, _gpu_rows(results.gpu_kernels)))
@@ -86,10 +89,14 @@ _BACKWARD_TEXT = (
     " bundles are issued faster than the matrix units finish, and wait."
 )
 _GROWTH_TEXT = (
-    "Temporary memory of the whole program (arguments and gradients excluded); trips of the kernels' grid loops per"
-    " core, forward first; declared: FLOPs of the cost estimate over those of the visited tiles at 128k (splash "
-    "declares none). Splash runs through `zoo.kernels.global_attention` here, which builds its masks quickly: same "
-    "kernel, same tiles."
+    "Temporary memory of the whole program (arguments and gradients excluded; at 8k a part of it fits into the "
+    "chip's own memory and is not counted); trips of the kernels' grid loops per core, forward first; declared: "
+    "FLOPs of the cost estimate over those of the visited tiles at 128k (splash declares none). Splash runs through"
+    " `zoo.kernels.global_attention` here, which builds its masks quickly and takes larger tiles."
+)
+_MEMORY_TEXT = (
+    "The kernels take heads before tokens. A model that keeps [B, T, N, H], as ours do, pays for transposed copies of "
+    "query, key, value and gradients, whichever kernel it calls, unless XLA lets the projections write them so."
 )
 _GLOBAL_TEXT = "The kernel is splash, unfused backward; its grid covers what lies above the diagonal, too."
 _DECODE_TEXT = (
@@ -193,6 +200,11 @@ def _growth_rows(growths: list[Growth]) -> Rows:
             ]
         )
     return rows
+
+
+def _memory_rows(memories: list[Memory]) -> Rows:
+    rows = [["heads", "arrays", "zoo, MB", "splash, MB"]]
+    return rows + [[m.shape, layout(m), f"{m.ours / 1e6:.0f}", f"{m.splash / 1e6:.0f}"] for m in memories]
 
 
 def _decode_rows(decodes: list[Decode]) -> Rows:

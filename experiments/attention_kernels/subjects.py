@@ -33,9 +33,11 @@ GEMMA2_9B = Shape("9B", 16, 8, 256)
 """Gemma 2 report (arXiv:2408.00118), table 1."""
 GEMMA2_27B = Shape("27B", 32, 16, 128)
 """As above."""
-FACTS = Shape("8 heads", 8, 8, 256)
-"""Heads without groups: every head reads keys and values of its own."""
-SHAPES = {shape.name: shape for shape in (GEMMA2_9B, GEMMA2_27B, FACTS)}
+GEMMA2_2B = Shape("2B", 8, 4, 256)
+"""As above."""
+UNGROUPED = Shape("8 heads", 8, 8, 256)
+"""Every head reads keys and values of its own."""
+SHAPES = {shape.name: shape for shape in (GEMMA2_9B, GEMMA2_27B, GEMMA2_2B, UNGROUPED)}
 
 SOFT_CAP = 50.0
 """Of Gemma 2's attention scores (same report, section 2)."""
@@ -43,31 +45,38 @@ WINDOW = 4096
 """Of its local layers (same report, table 1)."""
 
 
-def local(*, shape: str, length: int, sliding_window: int, logits_soft_cap: float | None, backward: bool):
-    """Our kernel for layers with a window; with `backward` the gradients of query, key and value."""
-    heads = SHAPES[shape]
+def local(
+    *,
+    shape: str,
+    length: int,
+    sliding_window: int | None,
+    logits_soft_cap: float | None,
+    backward: bool,
+    heads_first: bool = False,
+):
+    """Our kernel for layers with a window; with `backward` the gradients of query, key and value.
 
-    def attention(query, key, value):
-        inputs = attention_inputs(query, key, value, sliding_window, logits_soft_cap)
-        return local_attention_tpu(inputs, interpret=False)
-
-    return (_gradients(attention) if backward else attention), _arguments(heads, length)
+    Arrays are [B, T, N, H], with `heads_first` [B, N, T, H]: as the kernels take them, so that nothing is transposed.
+    """
+    attention = partial(local_attention_tpu, interpret=False)
+    return _layer(attention, SHAPES[shape], length, sliding_window, logits_soft_cap, backward, heads_first)
 
 
 def global_layer(
-    *, shape: str, length: int, sliding_window: int | None = None, logits_soft_cap: float | None, backward: bool
+    *,
+    shape: str,
+    length: int,
+    sliding_window: int | None,
+    logits_soft_cap: float | None,
+    backward: bool,
+    heads_first: bool = False,
 ):
     """The kernel that our layers without a window use on TPU: splash attention, with tiles and masks of our choice.
 
     With a window it serves to measure splash's memory at lengths for which splash's own mask takes minutes to build.
     """
-    heads = SHAPES[shape]
-
-    def attention(query, key, value):
-        inputs = attention_inputs(query, key, value, sliding_window, logits_soft_cap)
-        return splash_attention(inputs, consecutive_positions=True, interpret=False)
-
-    return (_gradients(attention) if backward else attention), _arguments(heads, length)
+    attention = partial(splash_attention, consecutive_positions=True, interpret=False)
+    return _layer(attention, SHAPES[shape], length, sliding_window, logits_soft_cap, backward, heads_first)
 
 
 def decode(*, shape: str, batch: int, slots: int, sliding_window: int | None, logits_soft_cap: float | None):
@@ -154,10 +163,18 @@ def splash(
     return _gradients(kernel) if backward else kernel, (query, key, key)
 
 
-def _arguments(heads: Shape, length: int):
-    query = jax.ShapeDtypeStruct((1, length, heads.heads, heads.head_dim), jnp.bfloat16)
-    key = jax.ShapeDtypeStruct((1, length, heads.kv_heads, heads.head_dim), jnp.bfloat16)
-    return query, key, key
+def _layer(attention, heads: Shape, length, sliding_window, logits_soft_cap, backward, heads_first):
+    def layer(*arrays):
+        query, key, value = (x.swapaxes(1, 2) for x in arrays) if heads_first else arrays
+        out = attention(attention_inputs(query, key, value, sliding_window, logits_soft_cap))
+        return out.swapaxes(1, 2) if heads_first else out
+
+    def argument(count):
+        sizes = (1, count, length, heads.head_dim) if heads_first else (1, length, count, heads.head_dim)
+        return jax.ShapeDtypeStruct(sizes, jnp.bfloat16)
+
+    query, key = argument(heads.heads), argument(heads.kv_heads)
+    return (_gradients(layer) if backward else layer), (query, key, key)
 
 
 def _gradients(attention):

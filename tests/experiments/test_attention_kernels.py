@@ -122,7 +122,7 @@ def test_a_slower_kernel_more_spills_and_other_trips_are_found_out():
 def test_memory_trips_and_cost_that_grow_otherwise_are_found_out():
     assert all(aim.reached for aim in aims.growth_aims([make_growth()]))
     for worse in (
-        {"temporary_bytes": (100, 1600, 25_600)},
+        {"temporary_bytes": (100, 400, 6400)},
         {"trips": ((1154, 4610, 32_770),)},
         {"declared": (1.0, 5.0, 64.0)},
     ):

@@ -11,11 +11,15 @@ import pytest
 from zoo.ahead_of_time.gpu import TARGETS, lower_for_gpu
 from zoo.kernels.attention.inputs import AttentionInputs, check_inputs
 from zoo.kernels.attention.reference import reference_attention
+from zoo.kernels.attention.visibility import visible
 from zoo.kernels.attention.xla import xla_attention
 from zoo.kernels.local_attention.gpu import local_attention_gpu
+from zoo.kernels.local_attention.gpu_common import Options
+from zoo.kernels.local_attention.gpu_forward import forward
 from zoo.kernels.local_attention.gpu_tiles import BLACKWELL_TILES, HOPPER_TILES, PORTABLE_TILES, default_tile
 
 BLOCK = 16
+_PLACES = "query_positions", "key_positions", "query_segment_ids", "key_segment_ids"
 
 
 def make_inputs(
@@ -153,6 +157,20 @@ def test_a_query_that_sees_nothing_gets_zeros_and_a_gradient_of_zero(x64):
     assert_equals_reference(inputs)
 
 
+@pytest.mark.parametrize("soft_cap", [None, 50.0])
+def test_the_saved_logarithm_is_that_of_the_sum_of_weights(soft_cap, x64):
+    inputs = make_inputs(batch=1, heads=2, kv_heads=2, logits_soft_cap=soft_cap)
+    blind = jnp.where(jnp.arange(53) % 3 == 0, 7, inputs.query_segment_ids)
+    inputs = dataclasses.replace(inputs, query_segment_ids=blind)
+    options = Options(inputs.scale, True, inputs.sliding_window, soft_cap, True, BLOCK, BLOCK, True)
+    scores = inputs.scale * jnp.einsum("btnh,bsnh->btns", inputs.query, inputs.key)
+    scores = scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
+    mask = visible(*(getattr(inputs, name) for name in _PLACES), sliding_window=inputs.sliding_window)[:, :, None]
+    total = jnp.where(mask, jnp.exp(scores), 0).sum(-1)
+    expected = jnp.where(total == 0, jnp.inf, jnp.log2(total))
+    np.testing.assert_allclose(forward(inputs, options)[1], expected, rtol=1e-12, atol=1e-12)
+
+
 def test_its_gradient_is_that_of_finite_differences(x64):
     inputs = make_inputs(queries=19, batch=1, heads=2, kv_heads=1)
 
@@ -174,9 +192,6 @@ def test_it_maps_over_an_axis(x64):
     arrays = inputs.query, inputs.key, inputs.value
     apart = jnp.stack([attention(*(x[row] for x in arrays)) for row in range(3)])
     assert np.abs(jax.vmap(attention)(*arrays) - apart).max() <= 1e-12
-
-
-_PLACES = "query_positions", "key_positions", "query_segment_ids", "key_segment_ids"
 
 
 @pytest.mark.parametrize(("soft_cap", "amplitude"), [(50.0, 1.0), (None, 1.0), (90.0, 10.0)])

@@ -152,13 +152,14 @@ def test_default_blocks_give_the_reference(head_dim):
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("cap", [None, 50.0])
-def test_error_in_16_bits_is_at_most_twice_that_of_xla(dtype, cap):
+def test_error_in_16_bits_is_no_larger_than_that_of_xla(dtype, cap):
+    """Root mean squares: the largest error is that of rounding the largest result, for both."""
     inputs = make_inputs(lengths=(256, 256), dtype=dtype, sliding_window=100, logits_soft_cap=cap)
     exact = with_gradients(reference_attention, inputs, jnp.float64)
     ours, xla = (with_gradients(attention, inputs, dtype) for attention in (interpreted, xla_attention))
     for one, other, truth in zip(ours, xla, exact, strict=True):
-        error, allowed = (float(jnp.abs(x.astype(jnp.float64) - truth).max()) for x in (one, other))
-        assert error <= 2 * allowed
+        error, allowed = (float(jnp.square(x.astype(jnp.float64) - truth).mean() ** 0.5) for x in (one, other))
+        assert error <= 1.1 * allowed
 
 
 def test_a_consumer_that_frees_a_block_before_it_reads_it_is_found(monkeypatch):
@@ -238,7 +239,7 @@ def test_what_the_kernel_lacks_is_refused():
     with pytest.raises(NotImplementedError, match="'mosaic_gpu' takes head sizes 64, 128 and 256, not 32"):
         local_attention_hopper(make_inputs(head_dim=32))
     with pytest.raises(NotImplementedError, match="'mosaic_gpu' takes bfloat16 and float16, not float32"):
-        local_attention_hopper(make_inputs(dtype=jnp.float32), interpret=False)
+        local_attention_hopper(make_inputs(dtype=jnp.float32))
     with pytest.raises(NotImplementedError, match="'mosaic_gpu' is for Hopper GPUs .H100, H200., not NVIDIA A100"):
         lower_for_gpu(layer, *layer_shapes(64), target=A100)
 

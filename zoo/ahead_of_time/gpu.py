@@ -6,12 +6,14 @@ that exceed the shared memory, and the program's temporary memory. Registers and
 """
 
 from collections.abc import Callable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 import jax
 import numpy as np
 from jax.experimental import topologies
+from jax.experimental.compilation_cache.compilation_cache import reset_cache
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -151,7 +153,21 @@ def compile_for_gpu(
 
     lowered = lower_for_gpu(function, *jax.tree.map(place, arguments), target=target)
     options: dict[str, str | bool | int] = {"xla_gpu_autotune_level": 0, **(compiler_options or {})}
-    return lowered.compile(compiler_options=options)  # type: ignore[arg-type]  # XLA takes integers too.
+    with _without_compilation_cache():
+        return lowered.compile(compiler_options=options)  # type: ignore[arg-type]  # XLA takes integers too.
+
+
+@contextmanager
+def _without_compilation_cache():
+    """JAX writes programs for described devices to its persistent cache, and cannot read them back: it warns."""
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    try:
+        jax.config.update("jax_enable_compilation_cache", False)
+        reset_cache()
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", enabled)
+        reset_cache()
 
 
 def gpu_mesh(target: GpuTarget) -> Mesh:

@@ -4,13 +4,11 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import jax
-from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 from zoo.ahead_of_time.gpu import CudaWheelsMissing, GpuTarget, compile_for_gpu
 
@@ -56,7 +54,7 @@ def compile_with_facts(
 
     Raises: CudaWheelsMissing; RuntimeError when ptxas refuses the code or XLA's dump is not as expected.
     """
-    with tempfile.TemporaryDirectory() as directory, _without_compilation_cache():
+    with tempfile.TemporaryDirectory() as directory:
         compiled = compile_for_gpu(function, *arguments, target=target, compiler_options={"xla_dump_to": directory})
         launches = _launches(Path(directory))
         reports: dict[str, dict] = {}
@@ -77,19 +75,6 @@ def compile_with_facts(
             f"no PTX was dumped for kernels {sorted(missing)}: this version of jax names its dump otherwise"
         )
     return compiled, tuple(KernelFacts(name=name, **launch, **reports[name]) for name, launch in launches.items())
-
-
-@contextmanager
-def _without_compilation_cache():
-    """A program that comes from the persistent cache is not compiled, so nothing of it is dumped."""
-    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
-    try:
-        jax.config.update("jax_enable_compilation_cache", False)
-        reset_cache()
-        yield
-    finally:
-        jax.config.update("jax_enable_compilation_cache", enabled)
-        reset_cache()
 
 
 def find_ptxas() -> Path:

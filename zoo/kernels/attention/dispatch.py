@@ -17,6 +17,7 @@ _FUNCTIONS = {
     "xla": "attention.xla:xla_attention",
     "pallas_tpu": "local_attention.tpu:local_attention_tpu",
     "pallas_gpu": "local_attention.gpu:local_attention_gpu",
+    "mosaic_gpu": "local_attention.hopper:local_attention_hopper",
     "splash": "global_attention.splash:splash_attention",
     "cudnn": "global_attention.cudnn:cudnn_attention",
 }
@@ -58,8 +59,9 @@ def dot_product_attention(
         Packed training batches and a cache in order keep it. Without the promise the result is right for any positions,
         and every key is looked at.
       implementation: "reference" (dense, the specification), "xla" (blocked), "pallas_tpu" (layers with a window: our
-        kernel; others: splash), "pallas_gpu" (our kernel), "splash" or "cudnn" (maintained kernels); None = the best
-        one for this call on the back end. Off their hardware the Pallas kernels are interpreted, slowly.
+        kernel; others: splash), "pallas_gpu" (our kernel), "mosaic_gpu" (our kernel for Hopper, which has not run on
+        hardware yet), "splash" or "cudnn" (maintained kernels); None = the best one for this call on the back end. Off
+        their hardware the Pallas kernels are interpreted, slowly.
 
     Raises:
       ValueError: shapes, dtypes or options that have no meaning, or an unknown implementation.

@@ -192,7 +192,8 @@ def _kernel(
     rows = max(_ROWS, pl.next_power_of_2(group))
     head = jax.lax.iota(jnp.int32, rows) < group
     heads = jnp.broadcast_to(head[:, None], (rows, head_dim))
-    query = plgpu.load(query_ref.at[pl.ds(0, rows)], mask=heads, other=0)
+    padded_rows = _masked_slice(rows)
+    query = plgpu.load(query_ref.at[padded_rows], mask=heads, other=0)
     accumulator, dtype = sum_ref.dtype, query.dtype
     lowest = jnp.finfo(accumulator).min
     maximum = takes_maximum(logits_soft_cap, dtype)
@@ -227,9 +228,15 @@ def _kernel(
         jnp.zeros((rows, head_dim), accumulator),
     )
     total, largest, out = jax.lax.fori_loop(first, last + 1, attend, state)
-    plgpu.store(sum_ref.at[pl.ds(0, rows)], out, mask=heads)
-    plgpu.store(total_ref.at[pl.ds(0, rows)], total, mask=head)
-    plgpu.store(largest_ref.at[pl.ds(0, rows)], largest, mask=head)
+    plgpu.store(sum_ref.at[padded_rows, _masked_slice(head_dim)], out, mask=heads)
+    plgpu.store(total_ref.at[padded_rows], total, mask=head)
+    plgpu.store(largest_ref.at[padded_rows], largest, mask=head)
+
+
+def _masked_slice(size: int):
+    """A slice from 0 that a mask keeps inside its array. JAX refuses one that it sees to be too long: so the start is
+    no constant."""
+    return pl.ds(pl.program_id(0) * 0, size)
 
 
 def _merge_kernel(
@@ -253,7 +260,7 @@ def _merge_kernel(
     lowest = jnp.finfo(accumulator).min
     # Triton's arrays have sides of 2**n: what lies beyond the splits and the heads is masked.
     sides = pl.next_power_of_2(splits), pl.next_power_of_2(group)
-    part, head = (pl.ds(0, side) for side in sides)
+    part, head = map(_masked_slice, sides)
     is_head = jax.lax.iota(jnp.int32, sides[1]) < group
     inside = (jax.lax.iota(jnp.int32, sides[0]) < splits)[:, None] & is_head[None]
 
@@ -278,4 +285,4 @@ def _merge_kernel(
     total = totals.sum(0) + weight
     out = sums.sum(0) + weight[:, None] * own_value_ref[...].astype(accumulator)[None]
     out = out / jnp.where(total == 0, 1, total)[:, None]
-    plgpu.store(out_ref.at[head], out.astype(out_ref.dtype), mask=of_heads(lanes))
+    plgpu.store(out_ref.at[head, _masked_slice(lanes)], out.astype(out_ref.dtype), mask=of_heads(lanes))

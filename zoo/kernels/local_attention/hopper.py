@@ -62,7 +62,7 @@ def local_attention_hopper(
 
     Args:
       blocks: sizes of tiles; None = `DEFAULT_BLOCKS`.
-      interpret: run in JAX's interpreter of Mosaic GPU on the CPU, in any dtype (for tests, and slow); None = unless
+      interpret: run in JAX's interpreter of Mosaic GPU on the CPU, also in float64 (for tests, and slow); None = unless
         the program is for a GPU. For float64 set `jax_enable_x64` globally: the interpreter has its own threads.
 
     Raises:
@@ -240,10 +240,10 @@ def _check(inputs: AttentionInputs, interpret: bool) -> None:
         raise NotImplementedError(
             f"attention implementation 'mosaic_gpu' takes head sizes 64, 128 and 256, not {head_dim}"
         )
+    if dtype not in (jnp.bfloat16, jnp.float16) and not (interpret and dtype == jnp.float64):
+        raise NotImplementedError(f"attention implementation 'mosaic_gpu' takes bfloat16 and float16, not {dtype}")
     if interpret:
         return
-    if dtype not in (jnp.bfloat16, jnp.float16):
-        raise NotImplementedError(f"attention implementation 'mosaic_gpu' takes bfloat16 and float16, not {dtype}")
     if (device := _other_gpu()) is not None:
         raise NotImplementedError(
             f"attention implementation 'mosaic_gpu' is for Hopper GPUs (H100, H200), not {device}"

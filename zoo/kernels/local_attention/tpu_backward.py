@@ -20,6 +20,7 @@ from jaxtyping import Array, Float
 from zoo.kernels.local_attention.band import Band, BlockRanges, PaddedPositions
 from zoo.kernels.local_attention.tpu_tile import (
     Softmax,
+    bounded,
     compiler_params,
     dot,
     position_specs,
@@ -150,13 +151,13 @@ def _kernel(first, last, first_full, last_full, q_ref, k_ref, v_ref, do_ref, lse
     group, block, _ = q_ref.shape
 
     @pl.when(j == 0)
-    def _():
+    def begin_keys():
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
 
     # A query block enters the ring with the first key block that it may see.
     @pl.when((j == steps - 1) | (kb == 0))
-    def _():
+    def enter_ring():
         ring_ref[slot] = jnp.zeros(ring_ref.shape[1:], ring_ref.dtype)
 
     def accumulate(masked: bool):
@@ -169,14 +170,14 @@ def _kernel(first, last, first_full, last_full, q_ref, k_ref, v_ref, do_ref, lse
             if softmax.cap is None:
                 weights = jnp.exp(softmax.scale * products - lse_ref[head : head + 1, rows])
             else:
-                bounded = softmax.bounded(products)
-                weights = jnp.exp(softmax.cap * bounded - lse_ref[head : head + 1, rows])
+                tanh = bounded(products, softmax.scale / softmax.cap)
+                weights = jnp.exp(softmax.cap * tanh - lse_ref[head : head + 1, rows])
             if mask is not None:
                 weights = jnp.where(mask[:, rows], weights, 0)
             dv_sum[...] += dot("sr,rh->sh", weights.astype(value.dtype), gradient)
             change = weights * (dot("sh,rh->sr", value, gradient) - delta_ref[head : head + 1, rows])
             if softmax.cap is not None:
-                change *= 1 - bounded * bounded
+                change *= 1 - tanh * tanh
             change = change.astype(query.dtype)
             dk_sum[...] += dot("sr,rh->sh", change, query)
             ring_ref[slot, head, rows, :] += dot("sr,sh->rh", change, key)
@@ -185,18 +186,18 @@ def _kernel(first, last, first_full, last_full, q_ref, k_ref, v_ref, do_ref, lse
     full = (i >= first_full[row]) & (i <= last_full[row])
 
     @pl.when(active & full)
-    def _():
+    def accumulate_without_mask():
         accumulate(masked=False)
 
     @pl.when(active & ~full)
-    def _():
+    def accumulate_with_mask():
         accumulate(masked=True)
 
     @pl.when((j == 0) & (i >= 0))
-    def _():
+    def leave_ring():
         dq_ref[...] = (softmax.scale * ring_ref[slot]).astype(dq_ref.dtype)
 
     @pl.when((j == steps - 1) & (kb < band.key_blocks))
-    def _():
+    def end_keys():
         dk_ref[...] = (softmax.scale * dk_sum[...]).astype(dk_ref.dtype)
         dv_ref[...] = dv_sum[...].astype(dv_ref.dtype)

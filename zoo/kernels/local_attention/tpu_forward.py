@@ -110,7 +110,7 @@ def _kernel(first, last, first_full, last_full, q_ref, k_ref, v_ref, *refs, band
     rows = group * block_q
 
     @pl.when(j == 0)
-    def _():
+    def begin_row():
         acc_ref[...] = jnp.zeros_like(acc_ref)
         sum_ref[...] = jnp.zeros_like(sum_ref)
         if max_ref is not None:
@@ -152,15 +152,15 @@ def _kernel(first, last, first_full, last_full, q_ref, k_ref, v_ref, *refs, band
     full = (block >= first_full[row]) & (block <= last_full[row])
 
     @pl.when((block <= last[row]) & full)
-    def _():
+    def attend_without_mask():
         attend(masked=False)
 
     @pl.when((block <= last[row]) & ~full)
-    def _():
+    def attend_with_mask():
         attend(masked=True)
 
     @pl.when(j == most - 1)
-    def _():
+    def end_row():
         total = sum_ref[...].sum(1, keepdims=True)
         safe = jnp.where(total == 0, 1, total)
         o_ref[...] = (acc_ref[...] / safe).astype(o_ref.dtype).reshape(o_ref.shape)

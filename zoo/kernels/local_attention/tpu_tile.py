@@ -1,7 +1,10 @@
 """What the forward and the backward TPU kernels share: products, scores, the mask of a tile, memory and block specs."""
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -38,11 +41,12 @@ class Softmax:
 
     def scores(self, products: Float[Array, "..."]) -> Float[Array, "..."]:
         """cap * tanh(scale * products / cap), or scale * products."""
-        return self.scale * products if self.cap is None else self.cap * self.bounded(products)
+        return self.scale * products if self.cap is None else self.cap * bounded(products, self.scale / self.cap)
 
-    def bounded(self, products: Float[Array, "..."]) -> Float[Array, "..."]:
-        """tanh(scale * products / cap)."""
-        return jnp.tanh(self.scale / self.cap * products)
+
+def bounded(products: Float[Array, "..."], factor: float) -> Float[Array, "..."]:
+    """tanh(factor * products): a score over its cap, for factor = scale / cap."""
+    return jnp.tanh(factor * products)
 
 
 def dot(equation: str, left: Array, right: Array) -> Array:
@@ -66,7 +70,7 @@ def lane_sums(x: Float[Array, "r c"]) -> Float[Array, "r l"]:
     """Sums over the registers of a row, left in 128 lanes: adding up the lanes can wait until the last tile."""
     if x.shape[1] % LANES:
         return jnp.pad(x.sum(1, keepdims=True), ((0, 0), (0, LANES - 1)))
-    return sum(x[:, i : i + LANES] for i in range(0, x.shape[1], LANES))
+    return functools.reduce(operator.add, (x[:, i : i + LANES] for i in range(0, x.shape[1], LANES)))
 
 
 def rows_to_columns(row: Array, width: int) -> Array:
@@ -121,7 +125,7 @@ def position_specs(positions: PaddedPositions, block_q: int, block_k: int, query
     return arrays, specs
 
 
-def compiler_params(semantics: tuple[str, ...], vmem_bytes: int):
+def compiler_params(semantics: tuple[Literal["parallel", "arbitrary"], ...], vmem_bytes: int) -> pltpu.CompilerParams:
     """Mosaic's parameters: which grid axes may be split between cores, and how much VMEM a kernel may take.
 
     Bounds checks of copies are left out: the index maps clamp every block, and interpret mode checks them in the tests.
