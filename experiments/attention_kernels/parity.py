@@ -210,7 +210,7 @@ def main() -> None:
         "`python -m experiments.attention_kernels.parity`; the same cells are the test "
         "`tests/kernels/test_parity_matrix.py`. Greatest difference from the dense reference in float64 over its "
         "greatest value, of the outputs and of the worst of the gradients of query, key and value. Limits: 1e-12 in "
-        "float64, 2e-6 and 1e-5 in float32, in bfloat16 twice the error of `xla`; a cell beyond its limit would say MISSED. "
+        "float64, 2e-6 and 1e-5 in float32, in bfloat16 twice the error of `xla`; a cell beyond its limit says MISSED. "
         f"B = {BATCH}, T = {LENGTH}, W = {WINDOW}, {HEADS}/{KV_HEADS} heads of {HEAD_DIM}; packed: three documents and "
         "padding, in the ring cache a prompt padded on the left. Kernels are interpreted; `pallas_tpu` serves global "
         f"layers by splash, which has no float64. jax {jax.__version__}, CPU.\n\n{table()}\n",
