@@ -56,6 +56,17 @@ def save(path, array) -> str:
     return str(path)
 
 
+@pytest.mark.parametrize("attention", ["reference", "pallas_tpu", "pallas_gpu"])
+def test_attention_names_the_kernels_and_changes_no_logit(attention, tmp_path, checkpoint, loaded):
+    tokens = np.random.default_rng(0).integers(3, 300, (2, 20))
+    out = tmp_path / "logits.npy"
+    main(
+        ["--checkpoint", str(checkpoint), "--tokens", save(tmp_path / "ids.npy", tokens), "--logits", str(out)]
+        + ["--attention", attention]
+    )
+    np.testing.assert_allclose(np.load(out), loaded.model(tokens), atol=1e-5)
+
+
 def test_logits_of_tokens_are_written_and_their_scores_printed(tmp_path, checkpoint, loaded, capsys):
     tokens, mask = left_pad([[2, 50, 60, 70, 80], [2, 90]])
     tokens, mask = tokens[:, ::-1].copy(), mask[:, ::-1].copy()  # right padding

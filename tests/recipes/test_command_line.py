@@ -33,6 +33,12 @@ def test_data_is_short_for_data_paths():
     assert parse("--data=a.txt").data.paths == ("a.txt",)
 
 
+def test_attention_is_short_for_the_execution_that_names_it():
+    assert parse("--attention", "pallas_tpu").execution.attention_implementation == "pallas_tpu"
+    with pytest.raises(UserError, match="invalid choice 'flash'"):
+        parse("--attention", "flash")
+
+
 def test_profile_needs_no_number():
     assert parse("--profile").loop.profile_steps == int(PROFILED_STEPS)
     assert parse("--profile", "--steps", "3").loop.profile_steps == int(PROFILED_STEPS)
