@@ -218,7 +218,9 @@ def test_a_full_disk_during_a_save_is_one_line_and_the_run_continues_once_there_
     process = tiny_run.start(arguments(corpus, run, steps=60), JAX_ENABLE_COMPILATION_CACHE="false")
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (largest // 2, largest // 2))  # more fails as on a full disk
     _, errors = process.communicate(timeout=600)
-    [line] = [line for line in errors.splitlines() if not line.startswith("attention")]
+    lines = [line for line in errors.splitlines() if not line.startswith("attention")]
+    assert len(lines) == 1, errors
+    line = lines[0]
     assert process.returncode == 2 and line.startswith("error: the disk is full")
     assert "saved steps that are intact: 2, 4" in line and saved_steps(run / "checkpoints") == (2, 4)
     assert len(losses(run)) < 60  # it did not go on training what could not be saved

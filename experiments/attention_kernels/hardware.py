@@ -8,6 +8,7 @@ several times in a row. A backward pass is timed alone: the residuals of the for
 """
 
 import dataclasses
+import importlib
 import importlib.util
 import inspect
 import json
@@ -131,8 +132,8 @@ def contestants(setting: Setting) -> dict[str, Attention]:
     elif (capped := _cudnn_with_cap(scale, window, cap)) is not None:
         found["cudnn score_mod"] = capped
     if importlib.util.find_spec("tokamax") is not None:
-        import tokamax
-
+        # In no extra, since it pins packages to versions of its own; timed where somebody has installed it.
+        tokamax = importlib.import_module("tokamax")
         for name in ("mosaic", "triton"):
             found[f"tokamax {name}"] = partial(
                 tokamax.dot_product_attention,

@@ -29,7 +29,7 @@ def local_attention_tpu(
     """The function of `reference_attention` for a layer with a window, differentiable, in memory linear in T.
 
     Args:
-      block: queries and keys per block, a multiple of 128 on hardware; default 512, less for short inputs.
+      block: queries and keys per block, a multiple of 128 on hardware; default 512, less for short inputs or windows.
       interpret: run without a TPU; default: wherever the program is not compiled for one.
 
     Raises:
@@ -117,8 +117,9 @@ def _tile(inputs: AttentionInputs, block: int | None) -> tuple[int, int]:
     """(block, heads per tile): the largest whose ring of query gradients fits into VMEM."""
     queries, heads, head_dim = inputs.query.shape[1:]
     group, dtype, capacity = heads // inputs.key.shape[2], inputs.query.dtype, vmem_capacity()
-    whole = -(-queries // LANES) * LANES
-    blocks = [block] if block else [size for size in BLOCKS if size <= max(whole, LANES)]
+    # Larger blocks than the window, or than the queries, would mostly hold masked scores.
+    most = max(min(queries, inputs.sliding_window or queries), LANES)
+    blocks = [block] if block else [size for size in BLOCKS if size < most + LANES]
     for size in blocks:
         band = _band(inputs, size)
         for count in HEADS_PER_TILE:
