@@ -22,6 +22,9 @@ from zoo.kernels.local_attention import hopper
 from zoo.kernels.local_attention.hopper import DEFAULT_BLOCKS, Blocks, local_attention_hopper
 from zoo.kernels.local_attention.hopper_pipeline import Ring
 
+if jax.__version_info__ >= (0, 11):
+    pytest.skip("JAX 0.12's interpreter reports a race; see docs/decisions.md, 2026-11-25", allow_module_level=True)
+
 SMALL_BLOCKS = Blocks(64, 2, 64, (2, 1), 64, 2)
 
 

@@ -263,7 +263,7 @@ def _other_gpu() -> str | None:
 @cache
 def _warn_once() -> None:
     logging.getLogger(__name__).warning(
-        "attention implementation 'mosaic_gpu' is not verified on hardware, only in an interpreter"
+        "attention implementation 'mosaic_gpu' is not verified on hardware, only in jax 0.10's interpreter"
     )
 
 
