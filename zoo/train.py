@@ -21,18 +21,15 @@ from zoo.recipes import DEFAULT, Recipe, description, recipe, recipe_to_dict, re
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.command_line import parse_recipe, take_flag
 from zoo.recipes.console import say, show_logs
+from zoo.recipes.program import training_program
 from zoo.recipes.report import comparison, draw_losses, opening, sample_text, what_next
 from zoo.recipes.run import begin_run, choose_tokenizer, describe_run, resolve_model, saved_run
-from zoo.recipes.weights import abstract_model, check_init_from, restore_or_begin
+from zoo.recipes.weights import check_init_from, restore_or_begin
 from zoo.training.checkpoints import disk_is_full
 from zoo.training.evaluation import make_evaluation
 from zoo.training.loop import open_checkpoints, run_loop
-from zoo.training.losses import next_token_loss
 from zoo.training.metrics import open_record
-from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.run_directory import RunLock, run_description
-from zoo.training.state import abstract_state
-from zoo.training.step import jit_train_step, make_train_step
 
 HELP = """{description}
 RECIPE is one of: {names}. Ends with exit code 0 when done or stopped on request, 2 when the input is wrong.
@@ -79,33 +76,21 @@ def train(recipe: Recipe) -> None:
     batches = iter(train_dataset(corpus, tokenizer, recipe.data, **shard))
     held_out = validation_dataset(corpus, tokenizer, recipe.data, **shard)
 
-    # ---- model and optimizer: shapes and shardings only, nothing is allocated yet
-    model = abstract_model(recipe, mesh)
-    optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, recipe.freeze)
+    # ---- step: shapes and shardings only, nothing is allocated yet
+    program = training_program(recipe, mesh)
 
     # ---- restore: from here on the run directory is written to
     info = describe_run(recipe, tokenizer)
     with RunLock(run), open_checkpoints(run, recipe.loop) as checkpoints, contextlib.closing(batches):
         begin_run(info, tokenizer, new=saved is None)
-        state, data_position = restore_or_begin(recipe, mesh, model, optimizer, checkpoints)
+        state, data_position = restore_or_begin(recipe, mesh, program.model, program.optimizer, checkpoints)
         if data_position is not None:
             batches.set_state(data_position)
         first_step = int(state.step)
         say(opening(recipe, mesh, corpus, tokenizer, first_step))
 
-        # ---- step
-        loss = functools.partial(next_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
-        train_step = make_train_step(
-            model.graphdef,
-            loss,
-            optimizer,
-            schedule=make_schedule(recipe.optimizer, recipe.loop.steps),
-            accumulation_steps=recipe.optimizer.accumulation_steps,
-            frozen_patterns=recipe.freeze,
-        )
-        evaluate = make_evaluation(model.graphdef, loss, held_out, sharding, tokenizer.token_bytes())
-
         # ---- loop
+        evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, tokenizer.token_bytes())
         record = open_record(
             run,
             first_step=first_step,
@@ -120,7 +105,7 @@ def train(recipe: Recipe) -> None:
         with record, activation_sharding(mesh, recipe.rules):
             outcome = run_loop(
                 state,
-                jit_train_step(train_step, abstract_state(model.params, optimizer)),
+                program.step,
                 batches,
                 config=recipe.loop,
                 run=run,
@@ -140,7 +125,7 @@ def train(recipe: Recipe) -> None:
     say(f"\n{comparison(outcome.validation or evaluate(outcome.state.params), frequencies)}")
     say(draw_losses(recipe, frequencies))
     if recipe.sample_tokens:
-        say(f"\na sample:\n{sample_text(recipe, model.graphdef, outcome.state.params, tokenizer)}")
+        say(f"\na sample:\n{sample_text(recipe, program.model.graphdef, outcome.state.params, tokenizer)}")
     say(f"\n{what_next(recipe)}")
 
 

@@ -98,7 +98,7 @@ def test_with_a_mesh_every_parameter_is_born_on_its_shards(folder, tmp_path, sca
     mesh, rules = make_mesh(MeshConfig(data=1, fsdp=4, tensor=2)), ShardingRules()
     model = load_huggingface(folder, execution=Execution(scan_layers=scan_layers), mesh=mesh, rules=rules)
     embedding = model.embedder.embedding.get_value()
-    assert embedding.sharding.spec == PartitionSpec("tensor", "fsdp")
+    assert embedding.sharding.spec == PartitionSpec("tensor", ShardingRules().embed)
     assert embedding.addressable_shards[0].data.shape == (64, 8)  # of (128, 32)
     query = model.layers[0].attention.query.get_value()
     assert query.addressable_shards[0].data.size == query.size // 8

@@ -59,9 +59,9 @@ def test_parameters_are_born_sharded_by_their_logical_axes():
     mesh = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2))
     _, state = init_sharded(lambda: build(CONFIG, rngs=nnx.Rngs(0)), mesh, ShardingRules())
     layer = state["layers"][0]
-    assert state["embedder"]["embedding"][...].sharding.spec == PartitionSpec("tensor", "fsdp")
-    assert layer["attention"]["query"][...].sharding.spec == PartitionSpec("fsdp", "tensor", None)
-    assert layer["mlp"]["down"][...].sharding.spec == PartitionSpec("tensor", "fsdp")
+    assert state["embedder"]["embedding"][...].sharding.spec == PartitionSpec("tensor", ShardingRules().embed)
+    assert layer["attention"]["query"][...].sharding.spec == PartitionSpec(ShardingRules().embed, "tensor", None)
+    assert layer["mlp"]["down"][...].sharding.spec == PartitionSpec("tensor", ShardingRules().embed)
     assert layer["mlp"]["up"][...].addressable_shards[0].data.shape == (16, 24)
 
 
@@ -69,7 +69,9 @@ def test_scanned_parameters_keep_their_axes_behind_the_layer_axis():
     mesh = make_mesh(MeshConfig(fsdp=4, tensor=2))
     abstract = nnx.eval_shape(lambda: build(CONFIG, execution=Execution(scan_layers=True), rngs=nnx.Rngs(0)))
     shardings = state_shardings(nnx.state(abstract), mesh, ShardingRules())
-    assert shardings["layers"][1]["mlp"]["gate"].get_value().spec == PartitionSpec(None, "fsdp", "tensor")
+    assert shardings["layers"][1]["mlp"]["gate"].get_value().spec == PartitionSpec(
+        None, ShardingRules().embed, "tensor"
+    )
 
 
 def test_an_axis_that_does_not_divide_names_the_parameter():
@@ -100,5 +102,5 @@ def test_a_mesh_that_does_not_fit_the_devices_is_refused(config, message):
 
 def test_mesh_devices_are_all_used_once():
     mesh = make_mesh(MeshConfig(data=2, tensor=2))
-    assert mesh.shape == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert mesh.shape == {"replica": 1, "data": 2, "fsdp": 2, "context": 1, "expert": 1, "tensor": 2}
     assert len(np.unique([device.id for device in mesh.devices.flat])) == 8

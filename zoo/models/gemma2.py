@@ -144,7 +144,7 @@ class DecoderLayer(nnx.Module):
         x = x + self.post_attention_norm(attended)
         with jax.named_scope("mlp"):
             x = x + self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x)))
-        return constrain(x, ("batch", "length", "activation_embed")), cache
+        return constrain(x, ("batch", "residual_length", "activation_embed")), cache
 
 
 class Gemma2(nnx.Module):
@@ -202,7 +202,7 @@ class Gemma2(nnx.Module):
             start = 0 if cache is None else jnp.max(cache[0].cursor)
             positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         with jax.named_scope("embed"):
-            x = constrain(self.embedder.encode(tokens), ("batch", "length", "activation_embed"))
+            x = constrain(self.embedder.encode(tokens), ("batch", "residual_length", "activation_embed"))
             angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
 
         def apply(layer: DecoderLayer, x, layer_cache):

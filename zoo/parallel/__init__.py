@@ -2,6 +2,7 @@
 
 from zoo.parallel.mesh import MeshConfig as MeshConfig
 from zoo.parallel.mesh import make_mesh as make_mesh
+from zoo.parallel.mesh import mesh_sizes as mesh_sizes
 from zoo.parallel.per_shard import per_shard as per_shard
 from zoo.parallel.sharding import ShardingRules as ShardingRules
 from zoo.parallel.sharding import activation_sharding as activation_sharding

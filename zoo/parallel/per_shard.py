@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from zoo.parallel.sharding import ShardingRules, activation_context
+from zoo.parallel.sharding import ShardingRules, activation_context, axis_divisions
 
 Axes = tuple[str | None, ...]
 
@@ -29,21 +29,21 @@ def per_shard(function: Callable[..., jax.Array], in_axes: Sequence[Axes], out_a
       out_axes: logical axes of the result; all of them occur in `in_axes`.
 
     Raises:
-      NotImplementedError: the rules divide "length".
+      NotImplementedError: mesh and rules divide "length".
       ValueError: arguments that differ in the size of an axis, or heads of a device that begin or end within a group.
     """
     context = activation_context.get()
     if context is None:
         return function
     mesh, rules = context
-    if rules.length is not None and any("length" in axes for axes in in_axes):
+    if axis_divisions("length") > 1 and any("length" in axes for axes in in_axes):
         raise NotImplementedError(f"per_shard does not support a divided length (rules.length = {rules.length!r})")
 
     def sharded(*arrays: jax.Array | None) -> jax.Array:
         given = [(x, axes) for x, axes in zip(arrays, in_axes, strict=True) if x is not None]
         sizes = _axis_sizes(given)
         parts = {name: _parts(mesh, rules, name, size) for name, size in sizes.items()}
-        alike = _mesh_axes(rules, "heads") == _mesh_axes(rules, "kv_heads")
+        alike = rules.mesh_axes("heads") == rules.mesh_axes("kv_heads")
         if "heads" in parts and "kv_heads" in parts and not (alike and parts["heads"] == parts["kv_heads"]):
             parts["kv_heads"] = 1
         take_kv_heads = None
@@ -93,14 +93,9 @@ def _axis_sizes(given: list[tuple[jax.Array, Axes]]) -> dict[str, int]:
     return sizes
 
 
-def _mesh_axes(rules: ShardingRules, name: str) -> tuple[str, ...]:
-    (part,) = rules.spec((name,))
-    return (part,) if isinstance(part, str) else part or ()
-
-
 def _parts(mesh: Mesh, rules: ShardingRules, name: str, size: int) -> int:
     """In how many parts a logical axis of this size is divided; 1 when its mesh axes do not divide it."""
-    devices = math.prod(mesh.shape[axis] for axis in _mesh_axes(rules, name))
+    devices = math.prod(mesh.shape[axis] for axis in rules.mesh_axes(name))
     return 1 if size % devices else devices
 
 
@@ -115,7 +110,7 @@ def _kv_heads_of_device(heads: int, kv_heads: int, parts: int, rules: ShardingRu
     def take(x: jax.Array, axes: Axes) -> jax.Array:
         if "kv_heads" not in axes:
             return x
-        device = jax.lax.axis_index(_mesh_axes(rules, "heads"))
+        device = jax.lax.axis_index(rules.mesh_axes("heads"))
         count = max(own_heads // group, 1)
         return jax.lax.dynamic_slice_in_dim(x, device * own_heads // group, count, axes.index("kv_heads"))
 

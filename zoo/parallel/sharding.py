@@ -20,15 +20,18 @@ MeshAxes = str | tuple[str, ...] | None
 class ShardingRules:
     """Mesh axes of each logical axis. Parameters and activations have axes of their own; None = not divided."""
 
-    batch: MeshAxes = ("data", "fsdp")
+    batch: MeshAxes = ("replica", "data", "fsdp", "expert")
     """Sequences of a batch."""
-    length: MeshAxes = None
+    length: MeshAxes = "context"
     """Tokens of a sequence."""
+    residual_length: MeshAxes = "context"
+    """Tokens of a sequence in the residual stream, between the sub-layers; ("context", "tensor") divides the norms and
+    what is saved for the backward pass among the devices of a tensor group (Korthikanti et al., arXiv 2205.05198)."""
     activation_embed: MeshAxes = None
     """Model width of activations."""
     vocab: MeshAxes = "tensor"
     """Rows of the embedding."""
-    embed: MeshAxes = "fsdp"
+    embed: MeshAxes = ("fsdp", "context", "expert")
     """Model width of parameters (ZeRO-3)."""
     heads: MeshAxes = "tensor"
     """Query heads."""
@@ -42,6 +45,11 @@ class ShardingRules:
     """Norm scales: small, kept whole."""
     layers: MeshAxes = None
     """Leading axis of scanned layers."""
+
+    def mesh_axes(self, axis: str) -> tuple[str, ...]:
+        """The mesh axes of one logical axis, outermost first."""
+        part = asdict(self)[axis]
+        return (part,) if isinstance(part, str) else tuple(part or ())
 
     def spec(self, axes: tuple[str | None, ...]) -> PartitionSpec:
         """The partition of an array with these logical axes; ValueError when one mesh axis would divide two of them."""
@@ -119,5 +127,4 @@ def axis_divisions(axis: str) -> int:
     if context is None:
         return 1
     mesh, rules = context
-    (part,) = rules.spec((axis,))
-    return math.prod(mesh.shape[name] for name in ((part,) if isinstance(part, str) else part or ()))
+    return math.prod(mesh.shape[name] for name in rules.mesh_axes(axis))

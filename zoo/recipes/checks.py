@@ -1,5 +1,6 @@
 """What is wrong with a recipe on these devices, found before anything is allocated."""
 
+import math
 import os
 from typing import Any
 
@@ -17,12 +18,19 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
     data, model, accumulation = recipe.data, recipe.model, recipe.optimizer.accumulation_steps
     if recipe.needs_data and not data.paths:
         raise UserError(f"{recipe.name} has no text of its own to train on: say --data PATH ...")
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    axes = [name for name in recipe.rules.mesh_axes("batch") if mesh.shape[name] > 1]
+    shards = math.prod(mesh.shape[name] for name in axes)
     if data.batch_size % (shards * accumulation):
-        split = f"mesh (data={mesh.shape['data']} x fsdp={mesh.shape['fsdp']})"
+        split = f"mesh ({' x '.join(f'{name}={mesh.shape[name]}' for name in axes)})"
         split += f" times optimizer.accumulation_steps={accumulation}" if accumulation > 1 else ""
         nearest = max(1, round(data.batch_size / (shards * accumulation))) * shards * accumulation
         raise UserError(f"data.batch_size={data.batch_size} is not divisible by the {split}; {nearest} would be")
+    parts = math.prod(mesh.shape[name] for name in recipe.rules.mesh_axes("length"))
+    if data.sequence_length % parts:
+        raise UserError(
+            f"data.sequence_length={data.sequence_length} is not divisible by the mesh's context={parts}; "
+            f"{max(1, round(data.sequence_length / parts)) * parts} would be"
+        )
     if data.sequence_length > model.max_position_embeddings:
         raise UserError(
             f"data.sequence_length={data.sequence_length} is longer than model.max_position_embeddings="
@@ -63,7 +71,7 @@ def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
     """Bytes that training takes on all devices together if nothing else is stored: parameters, gradients, two moments
     (only the parameters if some of them are frozen), and one layer input per layer of the micro-batch."""
     weights = jnp.dtype(recipe.execution.param_dtype).itemsize
-    copies = mesh.shape["data"]
+    copies = mesh.shape["replica"] * mesh.shape["data"]
     trained = 0 if recipe.freeze else 2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize
     state = recipe.model.num_parameters() * (weights + trained)
     tokens = recipe.data.batch_size * recipe.data.sequence_length // recipe.optimizer.accumulation_steps

@@ -1,0 +1,63 @@
+"""The programs of a recipe, from shapes and shardings alone: `zoo.train` runs them, `zoo.plan` looks at them."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from zoo.data import Batch
+from zoo.parallel import batch_sharding
+from zoo.recipes.recipe import Recipe
+from zoo.recipes.weights import AbstractModel, abstract_model
+from zoo.training.losses import next_token_loss
+from zoo.training.optimizer import make_optimizer, make_schedule
+from zoo.training.state import TrainState, abstract_state
+from zoo.training.step import LossFunction, jit_train_step, make_train_step
+
+
+@dataclass(frozen=True)
+class TrainingProgram:
+    """One training step of a recipe on a mesh; `step` is traced inside `activation_sharding(mesh, recipe.rules)`."""
+
+    model: AbstractModel
+    """Structure, shapes and shardings of the model."""
+    optimizer: optax.GradientTransformation
+    """Of the recipe."""
+    loss: LossFunction
+    """`loss(model, batch) -> LossSums`."""
+    step: Callable[..., Any]
+    """Jitted `(state, batch) -> (state, metrics)`; it consumes the state."""
+    state: TrainState
+    """Shapes and shardings of the state."""
+    batch: Batch
+    """Shapes and shardings of a batch."""
+
+
+def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
+    """What the recipe trains with on this mesh. Nothing is allocated or compiled."""
+    model = abstract_model(recipe, mesh)
+    optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, recipe.freeze)
+    loss = functools.partial(next_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
+    step = make_train_step(
+        model.graphdef,
+        loss,
+        optimizer,
+        schedule=make_schedule(recipe.optimizer, recipe.loop.steps),
+        accumulation_steps=recipe.optimizer.accumulation_steps,
+        frozen_patterns=recipe.freeze,
+    )
+    state = abstract_state(model.params, optimizer)
+    return TrainingProgram(model, optimizer, loss, jit_train_step(step, state), state, abstract_batch(recipe, mesh))
+
+
+def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
+    """Shapes and shardings of the recipe's global batch [B, T]."""
+    shape, sharding = (recipe.data.batch_size, recipe.data.sequence_length), batch_sharding(mesh, recipe.rules)
+    ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
+    weights: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+    return Batch(tokens=ids, targets=ids, positions=ids, segment_ids=ids, loss_weights=weights)
