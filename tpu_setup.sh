@@ -5,21 +5,23 @@ set -euo pipefail
 usage() {
   cat <<'TEXT'
 usage: bash tpu_setup.sh [--venv DIR] [--skip-device-check] [--dry-run]
-       bash tpu_setup.sh --all-workers TPU_NAME --zone ZONE [--project PROJECT] [--venv DIR] [--skip-device-check] [--dry-run]
+       bash tpu_setup.sh --all-workers NAME[,NAME...] --zone ZONE [--project PROJECT] [--venv DIR] [--skip-device-check]
+                         [--dry-run]
 
 On a TPU VM: finds Python 3.11 or newer (installs one where there is none), makes a virtual environment, installs this
 checkout with the `tpu` extra and the versions of constraints.txt, and checks that jax sees the TPU. What is already
 there is left alone, so it is safe to run again: after an update of the checkout, or after an interruption.
 
 With --all-workers, on any machine that has gcloud: copies this checkout to ~/zoo on every worker of a TPU slice and
-runs itself there, on all workers at the same time; the device check then counts the devices of the whole slice.
+runs itself there, on all workers at the same time; the device check then counts the devices of the whole slice. Several
+slices that will train together are named together, NAME,NAME: jax on one of them waits for the others.
 
   --venv DIR            the virtual environment [~/zoo-venv]; with --all-workers a relative DIR is below the home folder
   --skip-device-check   do not ask jax for the TPU at the end
   --dry-run             print the commands that would be run, run none
-  --all-workers NAME    set up every worker of the TPU slice NAME
-  --zone ZONE           the slice's zone (with --all-workers)
-  --project PROJECT     the slice's project (with --all-workers) [gcloud's default]
+  --all-workers NAME    set up every worker of the TPU slice NAME, or of several slices, NAME,NAME,...
+  --zone ZONE           the slices' zone (with --all-workers)
+  --project PROJECT     the slices' project (with --all-workers) [gcloud's default]
   --distributed         the other workers of the slice run this too: check all devices together (--all-workers sets it)
   --help                this text
 
@@ -83,13 +85,15 @@ parse_arguments() {
     shift
   done
   if [[ -n $tpu_name && -z $zone ]]; then fail 2 "--all-workers needs --zone ZONE"; fi
+  if [[ -n $tpu_name && ,$tpu_name, == *,,* ]]; then fail 2 "--all-workers '$tpu_name' holds an empty name"; fi
   if [[ -z $tpu_name && -n $zone$project ]]; then fail 2 "--zone and --project belong to --all-workers TPU_NAME"; fi
 }
 
-# ---- every worker of a slice ----------------------------------------------------------------------------------------
+# ---- every worker of one or several slices ---------------------------------------------------------------------------
 
 setup_all_workers() {
-  local archive remote
+  local archive remote name process failed=
+  local -a names processes=()
   local -a target=("--zone=$zone" "--worker=all") options=()
   if [[ -n $project ]]; then target+=("--project=$project"); fi
   if [[ $dry_run == no ]]; then
@@ -101,11 +105,25 @@ setup_all_workers() {
   archive=${TMPDIR:-/tmp}/zoo-checkout.tar.gz
   run tar --create --gzip --file="$archive" --directory="$checkout" --exclude=./.git --exclude=./.venv --exclude=./runs \
     --exclude=./build --exclude='./.*_cache' --exclude=__pycache__ .
-  run gcloud compute tpus tpu-vm scp "$archive" "$tpu_name:zoo-checkout.tar.gz" "${target[@]}"
+  IFS=, read -ra names <<<"$tpu_name"
+  for name in "${names[@]}"; do
+    run gcloud compute tpus tpu-vm scp "$archive" "$name:zoo-checkout.tar.gz" "${target[@]}"
+  done
   remote='mkdir -p zoo && tar --extract --gzip --file=zoo-checkout.tar.gz --directory=zoo'
   remote+=' && bash zoo/tpu_setup.sh --distributed'
   if ((${#options[@]})); then remote+=$(printf ' %q' "${options[@]}"); fi
-  run gcloud compute tpus tpu-vm ssh "$tpu_name" "${target[@]}" --command="$remote"
+  if ((${#names[@]} == 1)); then
+    run gcloud compute tpus tpu-vm ssh "$tpu_name" "${target[@]}" --command="$remote"
+    return
+  fi
+  for name in "${names[@]}"; do # at the same time: the device check of each slice waits for the others
+    run gcloud compute tpus tpu-vm ssh "$name" "${target[@]}" --command="$remote" &
+    processes+=($!)
+  done
+  for process in "${!processes[@]}"; do
+    wait "${processes[process]}" || failed+=" ${names[process]}"
+  done
+  if [[ -n $failed ]]; then fail 1 "not set up (see above):$failed"; fi
 }
 
 # ---- this machine ---------------------------------------------------------------------------------------------------

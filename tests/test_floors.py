@@ -22,6 +22,7 @@ FLOORS = {
     "zoo.inference": 4,
     "zoo.interop": 4,
     "zoo.recipes": 4,
+    "zoo.planning": 4,
 }
 COMMANDS = 5  # zoo/train.py, zoo/export.py, ... and zoo/__init__.py, the public face
 EXPERIMENTS = 6

@@ -9,7 +9,7 @@ from zoo import data
 from zoo.data import train_tokenizer
 from zoo.errors import UserError
 from zoo.generate import main
-from zoo.inference import generate, left_pad
+from zoo.inference import Sampling, generate, left_pad
 from zoo.interop import load, save_huggingface
 from zoo.models import Gemma2Config, build
 
@@ -65,6 +65,20 @@ def test_arrays_are_continued_by_exactly_n_tokens(tmp_path, checkpoint, loaded):
     written = np.load(tmp_path / "new.npy", allow_pickle=False)
     assert written.dtype == np.int32
     assert written.tolist() == new.tolist()
+
+
+def test_devices_of_a_mesh_share_a_prompt(tmp_path, checkpoint, loaded):
+    """Eight of them, and a prompt of 19 tokens."""
+    tokens = np.random.default_rng(0).integers(3, 300, (1, 19))
+    arguments = ["--checkpoint", str(checkpoint), "--tokens", save(tmp_path / "ids.npy", tokens)]
+    arguments += ["--out", str(tmp_path / "new.npy"), "--max-new-tokens", "12", "--temperature", "1"]
+    main([*arguments, "--mesh", "context=8"])
+    shared = np.load(tmp_path / "new.npy")
+    assert shared.tolist() == generate(loaded.model, tokens, max_new_tokens=12, sampling=Sampling(1.0)).tolist()
+    assert len(np.unique(shared)) > 6
+    for mesh, message in (("contxt=8", "did you mean 'context'"), ("context=4", "takes 4 devices, there are 8")):
+        with pytest.raises(UserError, match=message):
+            main([*arguments, "--mesh", mesh])
 
 
 def test_arrays_stop_only_at_the_tokens_that_are_asked_for(tmp_path, checkpoint, loaded):

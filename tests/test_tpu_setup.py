@@ -113,6 +113,26 @@ def test_all_workers_get_the_checkout_and_run_it_together(machine: Machine) -> N
     assert "bash zoo/tpu_setup.sh --distributed --venv env" in start
 
 
+def test_several_slices_are_set_up_at_the_same_time(machine: Machine) -> None:
+    done = machine.run("--all-workers", "pair-0,pair-1", "--zone", "us-east5-a", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    pack, *copies_and_starts = commands_of(done.stdout)
+    assert pack.startswith("tar ")
+    for kind in (" scp ", " ssh "):
+        commands = [command for command in copies_and_starts if kind in command]
+        assert len(commands) == 2
+        for name in ("pair-0", "pair-1"):
+            assert sum(name in command for command in commands) == 1
+
+
+def test_a_slice_that_could_not_be_set_up_is_named(machine: Machine) -> None:
+    machine.add_command("gcloud", '#!/usr/bin/env bash\n[[ "$* " != *" ssh pair-1 "* ]]\n')
+    machine.add_command("tar", "#!/usr/bin/env bash\n")
+    done = machine.run("--all-workers", "pair-0,pair-1", "--zone", "us-east5-a")
+    assert done.returncode == 1
+    assert done.stderr == "error: not set up (see above): pair-1\n"
+
+
 def test_without_a_new_python_one_is_installed(machine: Machine) -> None:
     machine.add_command("python3", PYTHON.format(too_old=1))
     done = machine.run("--dry-run")
@@ -154,6 +174,7 @@ def test_help_names_every_option(machine: Machine) -> None:
         ["--venv"],
         ["--venv", "--dry-run"],
         ["--all-workers", "my-slice"],
+        ["--all-workers", "pair-0,", "--zone", "us-east5-a"],
         ["--zone", "us-east5-a"],
         ["--project", "lab"],
     ],

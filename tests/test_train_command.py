@@ -34,6 +34,7 @@ def test_a_run_leaves_everything_that_is_needed_to_go_on_from_it(whole):
     assert [numbers[0] for numbers in losses(run)] == [1, 2, 3, 4, 5, 6]
     assert saved_steps(run / "checkpoints") == (2, 4, 6)
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "goodput.png").read_bytes().startswith(b"\x89PNG")
     info = read_run(run)
     assert info.recipe == "gemma2-nano" and info.model_dict["embed_dim"] == 16
     assert (info.tokenizer_dir / "tokenizer.model").is_file() and len(info.tokenizer_fingerprint) == 64
@@ -166,18 +167,18 @@ def single(corpus, tmp_path_factory):
     return folder / "run", options, environment
 
 
-def test_sigterm_saves_first_exits_with_0_and_the_run_continues_bit_for_bit(single, corpus, tmp_path):
+def test_sigterm_saves_first_exits_with_75_and_the_run_continues_bit_for_bit(single, corpus, tmp_path):
     whole, options, environment = single
     command = arguments(corpus, tmp_path / "run", **options, checkpoint_every=100)
     process = tiny_run.start(command, **environment)
     next(line for line in process.stdout if line.startswith("step  2/"))
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    assert "the same command resumes" in output
+    assert process.returncode == 75, errors
+    assert "the same command resumes" in output and "goodput" in output
     assert 2 <= saved_steps(tmp_path / "run" / "checkpoints")[-1] < 40
     code, output, errors = run_command(command, **environment)
-    assert code == 0 and "resuming after step" in output, errors
+    assert code == 0 and "resuming after step" in output and "2 starts" in output, errors
     assert_same_run(tmp_path / "run", whole)
 
 

@@ -4,9 +4,11 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -82,6 +84,28 @@ def run_command(command: list[str], *, devices: int = 1, **environment) -> tuple
     return process.returncode, output, errors
 
 
+def start_several(commands: Sequence[list[str]], *, devices: int, **environment) -> list[subprocess.Popen]:
+    """Starts the processes of one run, with so many virtual CPU devices each."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    options = ["--distributed.coordinator-address", address, "--distributed.num-processes", str(len(commands))]
+    return [
+        start([*command, *options, "--distributed.process-id", str(index)], devices=devices, **environment)
+        for index, command in enumerate(commands)
+    ]
+
+
+def finish(processes: list[subprocess.Popen], timeout: float = 600) -> list[tuple[int, str, str]]:
+    """Exit code, standard output and standard error of each; whatever happens, none of them is left running."""
+    try:
+        return [
+            (process.returncode, *pipes) for process in processes for pipes in [process.communicate(timeout=timeout)]
+        ]
+    finally:
+        for process in processes:
+            process.kill()
+
+
 def losses(run: Path) -> list[tuple]:
     """What metrics.jsonl says of each step that does not depend on the clock."""
     names = ("step", "loss", "grad_norm", "learning_rate", "tokens", "validation_loss", "epoch")
@@ -94,8 +118,10 @@ def saved_params(run: Path) -> dict[str, np.ndarray]:
 
     folder = run.absolute() / "checkpoints" / str(read_run(run).steps[-1]) / "params"
     with ocp.PyTreeCheckpointer() as checkpointer, warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # "sharding info not provided": it is the one that was saved
-        restored = checkpointer.restore(folder, restore_args=None)
+        warnings.simplefilter("ignore", UserWarning)
+        tree = checkpointer.metadata(folder).item_metadata.tree
+        as_numpy = jax.tree.map(lambda _leaf: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+        restored = checkpointer.restore(folder, restore_args=as_numpy)  # the devices that saved it may not be here
     return {
         jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(restored)
     }

@@ -1,4 +1,5 @@
-"""Errors that are the user's to mend, and the commands' exit codes (0 done, 2 wrong input, 1 anything else)."""
+"""Errors that are the user's to mend, and the commands' exit codes: 0 done, 2 wrong input, 75 run the same command
+again, 1 anything else."""
 
 import sys
 from collections.abc import Callable, Iterable
@@ -9,6 +10,14 @@ class UserError(Exception):
     """Wrong input. The message is one line: what is wrong, where, and what would be right."""
 
 
+class TryAgain(Exception):
+    """Something outside of this process failed, and may work another time. The message is one line."""
+
+
+TRY_AGAIN = 75
+"""Exit code EX_TEMPFAIL of sysexits.h, on which a launcher should run the same command again."""
+
+
 def nearest_name(name: str, known: Iterable[str]) -> str:
     """A hint such as ``did you mean 'gemma2-9b'? (known: ...)`` for a name that is not among `known`."""
     known = sorted(known)
@@ -17,11 +26,12 @@ def nearest_name(name: str, known: Iterable[str]) -> str:
 
 
 def run_command(main: Callable[[], None]) -> None:
-    """Runs a command's `main`; a `UserError` becomes one line on standard error and exit code 2."""
+    """Runs a command's `main`; a `UserError` becomes one line on standard error and exit code 2, a `TryAgain` one line
+    and exit code 75."""
     try:
         main()
-    except UserError as error:
+    except (UserError, TryAgain) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else TRY_AGAIN)
     except BrokenPipeError:
         sys.exit(1)

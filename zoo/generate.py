@@ -3,6 +3,7 @@
 python -m zoo.generate --checkpoint runs/first --prompt "def main(" --temperature 0.8 --top-p 0.95
 python -m zoo.generate --checkpoint gemma-2-2b-it --chat
 python -m zoo.generate --checkpoint CKPT --tokens ids.npy --mask mask.npy --out new_ids.npy --max-new-tokens 32
+python -m zoo.generate --checkpoint CKPT --prompt "..." --mesh context=4     # four devices share a long prompt
 """
 
 import sys
@@ -54,6 +55,9 @@ class Generate:
     """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
     attention: AttentionName | None = None
     """Which attention kernels. Default: the best ones for the back end."""
+    mesh: str | None = None
+    """Devices that share the work, such as context=4 (tokens of a prompt, and the cache), tensor=2 (heads, vocabulary)
+    or fsdp=2 (rows); together all devices. Default: one device."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -74,6 +78,7 @@ def _check(options: Generate) -> None:
 
     _sampling(options)
     check_seed(options.seed)
+    _mesh(options)
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
     if options.tokens is not None:
@@ -94,13 +99,24 @@ def _sampling(options: Generate):
     return Sampling(options.temperature, options.top_k, options.top_p)
 
 
+def _mesh(options: Generate):
+    """The mesh that was asked for, or None."""
+    from zoo.parallel import make_mesh
+    from zoo.parallel.mesh import parse_mesh
+
+    return None if options.mesh is None else make_mesh(parse_mesh(options.mesh))
+
+
 def _load(options: Generate, *, tokenizer_needed: bool):
     import zoo
+    from zoo.inference import INFERENCE_RULES
     from zoo.nn import Execution
 
     dtype = options.compute_dtype
     execution = None if dtype is None else Execution(compute_dtype=dtype, param_dtype=dtype)
-    loaded = zoo.load(options.checkpoint, execution=execution, attention=options.attention)
+    mesh = _mesh(options)
+    rules = None if mesh is None else INFERENCE_RULES
+    loaded = zoo.load(options.checkpoint, execution=execution, attention=options.attention, mesh=mesh, rules=rules)
     if not hasattr(loaded.model, "init_cache"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} generates no text")
     if tokenizer_needed and loaded.tokenizer is None:
@@ -121,6 +137,7 @@ def _generate(options: Generate, loaded, tokens, mask, stop_tokens: Sequence[int
         seed=options.seed,
         on_token=on_token,
         pad_id=loaded.config.pad_token_id,
+        mesh=_mesh(options),
     )
 
 

@@ -1,43 +1,57 @@
 """Trains a model: `python -m zoo.train [RECIPE] [--data PATH ...] [--steps N] [--run-dir DIR] [--init-from CKPT] ...`
 
 Without arguments: a small Gemma 2 on the source text of Python's standard library, in about three minutes on two CPU
-cores. Every field of a recipe is an option (`--help`). A run directory that exists is resumed, bit for bit; Ctrl-C and
-SIGTERM finish the step and save first.
+cores. Every field of a recipe is an option (`--help`). A run directory that exists is resumed, bit for bit; Ctrl-C,
+SIGTERM and SIGUSR1 finish the step and save first.
 """
 
 import contextlib
 import functools
 import json
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from zoo.data import baselines, epochs_read, open_corpus, train_dataset, validation_dataset
-from zoo.errors import UserError, run_command
-from zoo.parallel import activation_sharding, batch_sharding, make_mesh
+from zoo.data import baselines, epochs_begun, open_corpus, train_batches, validation_dataset
+from zoo.errors import TRY_AGAIN, UserError, run_command
+from zoo.parallel import activation_sharding, batch_sharding, make_mesh, rows_by_process, start_distributed
 from zoo.recipes import DEFAULT, Recipe, description, recipe, recipe_to_dict, recipes
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.command_line import parse_recipe, take_flag
-from zoo.recipes.console import say, show_logs
+from zoo.recipes.console import replay_mismatch_in_one_line, say, show_logs
 from zoo.recipes.program import training_program
-from zoo.recipes.report import comparison, draw_losses, opening, sample_text, what_next
-from zoo.recipes.run import begin_run, choose_tokenizer, describe_run, resolve_model, saved_run
+from zoo.recipes.recipe import same_on_all_processes
+from zoo.recipes.report import comparison, draw_losses, opening, sample_text, show_goodput, what_next
+from zoo.recipes.run import (
+    begin_run,
+    check_same_data,
+    choose_streams,
+    choose_tokenizer,
+    describe_run,
+    how_to_go_on,
+    resolve_model,
+    saved_run,
+)
 from zoo.recipes.weights import check_init_from, restore_or_begin
 from zoo.training.checkpoints import disk_is_full
 from zoo.training.evaluation import make_evaluation
+from zoo.training.goodput import Goodput
 from zoo.training.loop import open_checkpoints, run_loop
-from zoo.training.metrics import open_record
+from zoo.training.metrics import last_step, open_record
 from zoo.training.run_directory import RunLock, run_description
 
 HELP = """{description}
-RECIPE is one of: {names}. Ends with exit code 0 when done or stopped on request, 2 when the input is wrong.
+RECIPE is one of: {names}. Ends with exit code 0 when done or stopped on request (Ctrl-C, --stop-at-step), 2 when the
+input is wrong, 75 when a machine asked it to stop (SIGTERM, SIGUSR1): run the same command again to go on; else 1.
 --print-config prints the recipe as it would be run, and trains nothing."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Reads the command line and trains."""
+    began = time.time()
     arguments = list(sys.argv[1:] if argv is None else argv)
     name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else DEFAULT
     print_config = take_flag(arguments, "--print-config")
@@ -46,19 +60,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     if print_config:
         print(json.dumps(recipe_to_dict(chosen), indent=2))
         return
-    show_logs()
-    try:
-        train(chosen)
-    except OSError as error:
-        if not disk_is_full(error):
-            raise
-        raise UserError(f"the disk is full ({error}); free some space and run the same command again") from error
+    same, go_on = same_on_all_processes(chosen), functools.partial(how_to_go_on, chosen)
+    with start_distributed(chosen.distributed, same=same, how_to_go_on=go_on):
+        show_logs()
+        try:
+            train(chosen, began)
+        except OSError as error:
+            if not disk_is_full(error):
+                raise
+            raise UserError(f"the disk is full ({error}); free some space and run the same command again") from error
 
 
-def train(recipe: Recipe) -> None:
-    """One run, from its beginning or from its newest checkpoint, to its end."""
+def train(recipe: Recipe, began: float) -> None:
+    """One run, from its beginning or from its newest checkpoint, to its end; `began` is when the command started."""
     # ---- run: what is already in its folder must belong to this recipe
-    recipe = resolve_model(recipe)
+    recipe = choose_streams(resolve_model(recipe))
     run = Path(recipe.run_dir)
     saved = saved_run(recipe)
     if saved is None:
@@ -72,9 +88,10 @@ def train(recipe: Recipe) -> None:
     # ---- data
     corpus = open_corpus(recipe.data)
     tokenizer = choose_tokenizer(recipe, corpus, saved)
-    shard = {"shard_index": jax.process_index(), "shard_count": jax.process_count()}
-    batches = iter(train_dataset(corpus, tokenizer, recipe.data, **shard))
-    held_out = validation_dataset(corpus, tokenizer, recipe.data, **shard)
+    check_same_data(corpus, tokenizer, saved)
+    rows = rows_by_process(sharding, recipe.data.batch_size, recipe.data.sequence_length)
+    batches = train_batches(corpus, tokenizer, recipe.data, rows, jax.process_index())
+    held_out = validation_dataset(corpus, tokenizer, recipe.data)
 
     # ---- step: shapes and shardings only, nothing is allocated yet
     program = training_program(recipe, mesh)
@@ -83,7 +100,9 @@ def train(recipe: Recipe) -> None:
     info = describe_run(recipe, tokenizer)
     with RunLock(run), open_checkpoints(run, recipe.loop) as checkpoints, contextlib.closing(batches):
         begin_run(info, tokenizer, new=saved is None)
-        state, data_position = restore_or_begin(recipe, mesh, program.model, program.optimizer, checkpoints)
+        state, data_position = restore_or_begin(
+            recipe, mesh, program.model, program.optimizer, checkpoints, batches.parts
+        )
         if data_position is not None:
             batches.set_state(data_position)
         first_step = int(state.step)
@@ -91,6 +110,7 @@ def train(recipe: Recipe) -> None:
 
         # ---- loop
         evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, tokenizer.token_bytes())
+        goodput = Goodput(run, first_step=first_step, began=began, last_written=last_step(run / "metrics.jsonl"))
         record = open_record(
             run,
             first_step=first_step,
@@ -102,7 +122,7 @@ def train(recipe: Recipe) -> None:
             wandb=recipe.wandb,
             config=recipe_to_dict(recipe),
         )
-        with record, activation_sharding(mesh, recipe.rules):
+        with record, activation_sharding(mesh, recipe.rules), replay_mismatch_in_one_line():
             outcome = run_loop(
                 state,
                 program.step,
@@ -114,12 +134,17 @@ def train(recipe: Recipe) -> None:
                 evaluate=evaluate,
                 record=record,
                 meta={"run": run_description(info)},
-                epochs=functools.partial(epochs_read, corpus=corpus, shard_count=jax.process_count()),
+                epochs=functools.partial(epochs_begun, corpus=corpus, config=recipe.data),
+                goodput=goodput,
+                spike_limit=recipe.optimizer.spike_limit,
             )
 
     # ---- report
+    say(f"\n{show_goodput(recipe, goodput)}")
     if outcome.stopped:
         say(f"stopped after step {outcome.step} of {recipe.loop.steps}; saved: the same command resumes from {run}")
+        if outcome.preempted:
+            sys.exit(TRY_AGAIN)
         return
     frequencies = baselines(corpus, tokenizer, held_out) if held_out else None
     say(f"\n{comparison(outcome.validation or evaluate(outcome.state.params), frequencies)}")

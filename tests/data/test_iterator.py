@@ -173,18 +173,18 @@ def test_weights_are_the_shares_of_rows(tmp_path, tokenizer):
 
 
 @pytest.mark.parametrize("packing", ["concat", "first_fit"])
-def test_processes_share_the_documents_out_without_overlap(folder, tokenizer, packing):
+def test_streams_share_the_documents_out_without_overlap(folder, tokenizer, packing):
     config = in_order(folder, packing=packing, batch_size=4)
     corpus = open_corpus(config)
-    shards = []
+    streams = []
     for index in range(2):
-        iterator = iter(train_dataset(corpus, tokenizer, config, shard_index=index, shard_count=2))
-        shards.append([])
-        while epochs_read(iterator.get_state(), corpus, shard_count=2) < 2:
-            shards[-1] += take(iterator, 5)
-        assert shards[-1][0].tokens.shape == (2, 32)
+        iterator = iter(train_dataset(corpus, tokenizer, config, stream=index, streams=2))
+        streams.append([])
+        while epochs_read(iterator.get_state(), corpus, streams=2) < 2:
+            streams[-1] += take(iterator, 5)
+        assert streams[-1][0].tokens.shape == (2, 32)
     expected = pairs_of(corpus.sources[0].train, tokenizer)
-    found = predicted(shards[0]) + predicted(shards[1])
+    found = predicted(streams[0]) + predicted(streams[1])
     assert all(count <= found[pair] <= 3 * count for pair, count in expected.items())
 
 
@@ -195,16 +195,16 @@ def test_a_single_short_document_can_be_trained_on(tmp_path, tokenizer):
     assert (batch.segment_ids > 0).all() and (batch.loss_weights == 1).all()
 
 
-def test_more_processes_than_documents_are_refused(tmp_path, tokenizer):
+def test_more_streams_than_documents_are_refused(tmp_path, tokenizer):
     (tmp_path / "a.txt").write_text("x = 1")
     config = DataConfig(paths=(str(tmp_path / "a.txt"),), batch_size=2, validation_fraction=0)
-    with pytest.raises(UserError, match="1 training document cannot be shared out to 2 processes"):
-        train_dataset(open_corpus(config), tokenizer, config, shard_index=0, shard_count=2)
+    with pytest.raises(UserError, match="1 training document cannot be shared out to 2 streams"):
+        train_dataset(open_corpus(config), tokenizer, config, stream=0, streams=2)
 
 
-def test_a_batch_that_processes_cannot_share_evenly_is_refused(corpus, tokenizer, config):
-    with pytest.raises(UserError, match="batch_size 4 is not divisible by the number of processes, 3"):
-        train_dataset(corpus, tokenizer, config, shard_index=0, shard_count=3)
+def test_a_batch_that_streams_cannot_share_evenly_is_refused(corpus, tokenizer, config):
+    with pytest.raises(UserError, match="batch_size 4 is not divisible by the number of streams, 3"):
+        train_dataset(corpus, tokenizer, config, stream=0, streams=3)
 
 
 @pytest.mark.parametrize("change", [{"sequence_length": 16}, {"seed": 5}, {"packing": "first_fit"}, {"batch_size": 2}])
@@ -256,13 +256,6 @@ def test_validation_ends_at_its_limit_and_is_empty_without_held_out_documents(co
     assert len(validation_dataset(corpus, tokenizer, dataclasses.replace(config, validation_batches=2))) == 2
     config = dataclasses.replace(config, validation_fraction=0)
     assert validation_dataset(open_corpus(config), tokenizer, config) == []
-
-
-def test_processes_get_the_rows_of_the_same_validation_batches(corpus, tokenizer, config):
-    whole = validation_dataset(corpus, tokenizer, config)
-    halves = [validation_dataset(corpus, tokenizer, config, shard_index=i, shard_count=2) for i in range(2)]
-    joined = [jax.tree.map(lambda *parts: np.concatenate(parts), *pair) for pair in zip(*halves, strict=True)]
-    assert_equal(joined, whole)
 
 
 def test_iterators_that_are_dropped_or_still_open_at_exit_end_quietly(folder, tokenizer, tmp_path):

@@ -1,5 +1,6 @@
 """Logits and greedy continuations are those of public implementations; each classical mistake would be noticed."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.marks import all_but
 from zoo.inference import Sampling, generate
 from zoo.interop import load_huggingface
 from zoo.models import Gemma2, Gemma2Config, build
@@ -67,7 +69,14 @@ def test_logits_are_those_of_deepminds_own_modules(golden_dir):
             np.testing.assert_allclose(logits, expected[name], atol=TOLERANCE, err_msg=name)
 
 
-@pytest.mark.parametrize("length", ["short", "long", "leftpad"])
+@pytest.mark.parametrize(
+    ("case", "length"),
+    all_but(
+        [("golden", "short"), *itertools.product(FOLDERS, ("long", "leftpad"))],
+        list(itertools.product(FOLDERS, ("short", "long", "leftpad"))),
+    ),
+    indirect=["case"],
+)
 def test_greedy_continuations_are_those_of_transformers(case, length):
     folder, expected = case
     prompt = expected[f"gen_prompt_{length}"]

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.marks import slow
 from zoo.data import Batch
 from zoo.interop import load_huggingface
 from zoo.interop.gemma2_names import HUGGINGFACE, axis_sizes, parameter_names, place
@@ -18,8 +19,7 @@ from zoo.training.step import jit_train_step, make_train_step
 GRADIENTS = [
     ("golden", "reference"),
     ("golden", "xla"),
-    ("gemma2-train-smooth", "xla"),
-    ("gemma2-tiny", "xla"),
+    *slow(("gemma2-train-smooth", "xla"), ("gemma2-tiny", "xla")),
     ("gemma2-tiny-b", "xla"),
 ]
 # Folder, attention, steps that are compared, largest difference of a loss. Adam makes full steps of gradients that are
@@ -29,8 +29,7 @@ GRADIENTS = [
 CURVES = [
     ("golden", "xla", 8, 2e-5),
     ("gemma2-train-smooth", "xla", 20, 2e-5),
-    ("gemma2-tiny", "reference", 20, 5e-4),
-    ("gemma2-tiny", "xla", 5, 5e-4),
+    *slow(("gemma2-tiny", "reference", 20, 5e-4), ("gemma2-tiny", "xla", 5, 5e-4)),
     ("gemma2-tiny-b", "xla", 5, 2e-4),
 ]
 

@@ -1,5 +1,8 @@
 """Block ranges against brute force: they leave out no visible pair and call nothing full that is not."""
 
+import functools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +12,21 @@ from hypothesis import strategies as st
 from zoo.kernels.attention.inputs import check_inputs
 from zoo.kernels.attention.visibility import visible
 from zoo.kernels.local_attention.band import Band, key_ranges, pad_positions, query_ranges
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def mask_and_ranges(band, query_positions, key_positions, query_segment_ids, key_segment_ids):
+    """What is visible, and the ranges of keys and of queries: one program, since most of the time is compilation."""
+    query, key = jnp.zeros((1, band.queries, 1, 4)), jnp.zeros((1, band.keys, 1, 4))
+    inputs = check_inputs(
+        query, key, key, scale=1.0, causal=band.causal, sliding_window=band.sliding_window, logits_soft_cap=None,
+        query_positions=query_positions, key_positions=key_positions, query_segment_ids=query_segment_ids,
+        key_segment_ids=key_segment_ids, ordered_positions=band.ordered,
+    )  # fmt: skip
+    padded = pad_positions(inputs, band)
+    places = padded.query_positions, padded.key_positions, padded.query_segment_ids, padded.key_segment_ids
+    mask = visible(*places, causal=band.causal, sliding_window=band.sliding_window)[0]
+    return mask, key_ranges(band, padded), query_ranges(band, padded)
 
 
 # Few lengths, since each new shape is compiled.
@@ -33,24 +51,14 @@ def test_ranges_hold_every_visible_pair_and_full_blocks_need_no_mask(
     positions = np.cumsum(rng.integers(1, 3, keys)).astype(np.int32)[None]
     if not ordered:
         positions, segments = rng.permutation(positions, axis=1), rng.permutation(segments, axis=1)
-    query, key = jnp.zeros((1, queries, 1, 4)), jnp.zeros((1, keys, 1, 4))
-    inputs = check_inputs(
-        query, key, key, scale=1.0, causal=causal, sliding_window=window, logits_soft_cap=None,
-        query_positions=jnp.asarray(positions[:, more_keys:]), key_positions=jnp.asarray(positions),
-        query_segment_ids=jnp.asarray(segments[:, more_keys:]), key_segment_ids=jnp.asarray(segments),
-        ordered_positions=ordered,
-    )  # fmt: skip
     band = Band(queries, keys, block_q, block_k, causal, window, ordered)
-    padded = pad_positions(inputs, band)
-    mask = np.asarray(
-        visible(
-            padded.query_positions, padded.key_positions, padded.query_segment_ids, padded.key_segment_ids,
-            causal=causal, sliding_window=window,
-        )
-    )[0]  # fmt: skip
+    own = slice(more_keys, None)
+    mask, of_queries, of_keys = jax.device_get(
+        mask_and_ranges(band, positions[:, own], positions, segments[:, own], segments)
+    )
     assert not mask[:, keys:].any(), "keys of the padding are never seen"
     tiles = mask.reshape(band.query_blocks, block_q, band.key_blocks, block_k).transpose(0, 2, 1, 3)
-    for ranges, seen in ((key_ranges(band, padded), tiles), (query_ranges(band, padded), tiles.swapaxes(0, 1))):
+    for ranges, seen in ((of_queries, tiles), (of_keys, tiles.swapaxes(0, 1))):
         for own, row in enumerate(seen):
             first, last, first_full, last_full = (
                 int(x[0, own]) for x in (ranges.first, ranges.last, ranges.first_full, ranges.last_full)

@@ -12,6 +12,7 @@ import pytest
 from jax._src.cudnn import fused_attention_stablehlo
 from jax.experimental.pallas.ops.tpu import splash_attention as jax_splash
 
+from tests.marks import all_but, slow
 from zoo.ahead_of_time import gpu, tpu
 from zoo.kernels.attention.inputs import AttentionInputs, check_inputs
 from zoo.kernels.attention.reference import reference_attention
@@ -76,7 +77,7 @@ def truth_of(case: int):
     return value_and_gradients(reference_attention, make_inputs(**CASES[case]), jnp.float64)
 
 
-@pytest.mark.parametrize("case", range(len(CASES)), ids=lambda case: str(CASES[case]))
+@pytest.mark.parametrize("case", all_but([1, 2, 3, 4, 5], list(range(6))), ids=lambda case: str(CASES[case]))
 def test_splash_equals_the_reference(case):
     expected, expected_gradients = truth_of(case)
     out, gradients = value_and_gradients(splash_attention, make_inputs(**CASES[case]), jnp.float32)
@@ -85,7 +86,7 @@ def test_splash_equals_the_reference(case):
         np.testing.assert_allclose(gradient, truth, rtol=0, atol=1e-5 * np.abs(truth).max())
 
 
-@pytest.mark.parametrize("case", range(5), ids=lambda case: str(CASES[case]))
+@pytest.mark.parametrize("case", all_but([1, 2], list(range(5))), ids=lambda case: str(CASES[case]))
 def test_the_error_of_splash_in_bfloat16_is_at_most_twice_that_of_xla(case):
     inputs, truth = make_inputs(**CASES[case]), truth_of(case)
 
@@ -97,7 +98,7 @@ def test_the_error_of_splash_in_bfloat16_is_at_most_twice_that_of_xla(case):
         assert error <= 2 * error_of_xla
 
 
-@pytest.mark.parametrize("window", [1, 128, 500])
+@pytest.mark.parametrize("window", [1, 128, *slow(500)])
 def test_splash_has_windows_where_positions_are_consecutive(window):
     inputs = make_inputs(300, 340, packed=True, sliding_window=window)
     expected = value_and_gradients(reference_attention, inputs, jnp.float64)

@@ -61,7 +61,7 @@ def test_parameters_are_born_sharded_by_their_logical_axes():
     layer = state["layers"][0]
     assert state["embedder"]["embedding"][...].sharding.spec == PartitionSpec("tensor", ShardingRules().embed)
     assert layer["attention"]["query"][...].sharding.spec == PartitionSpec(ShardingRules().embed, "tensor", None)
-    assert layer["mlp"]["down"][...].sharding.spec == PartitionSpec("tensor", ShardingRules().embed)
+    assert layer["mlp"]["down"][...].sharding.spec == PartitionSpec(ShardingRules().mlp_in, None)
     assert layer["mlp"]["up"][...].addressable_shards[0].data.shape == (16, 24)
 
 

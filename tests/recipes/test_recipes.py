@@ -90,9 +90,7 @@ def test_a_recipe_without_text_of_its_own_asks_for_it(name, mesh):
 
 
 def test_a_batch_that_the_mesh_does_not_divide_is_named_with_the_nearest_size(mesh):
-    with pytest.raises(
-        UserError, match=r"data.batch_size=12 is not divisible by the mesh \(data=1 x fsdp=8\); 16 would be"
-    ):
+    with pytest.raises(UserError, match=r"data.batch_size=12 is not divisible by the mesh \(fsdp=8\); 16 would be"):
         check_recipe(changed("data", batch_size=12), mesh)
     with pytest.raises(UserError, match=r"batch_size=8 .*accumulation_steps=3; 24 would be"):
         check_recipe(changed("optimizer", accumulation_steps=3), mesh)

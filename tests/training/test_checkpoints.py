@@ -87,6 +87,37 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     assert restored.meta["step"] == 7
 
 
+def test_only_the_parts_of_the_position_that_are_asked_for_are_read(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), data_state={"stream_0-of-2": [1], "stream_1-of-2": {"next": 2}}, meta={})
+        checkpoints.wait()
+        assert checkpoints.restore_newest(make_state()).data_state.keys() == {"stream_0-of-2", "stream_1-of-2"}
+        restored = checkpoints.restore_newest(make_state(), ["stream_1-of-2"])
+    assert restored.data_state == {"stream_1-of-2": {"next": 2}}
+
+
+def test_positions_that_were_saved_before_there_were_streams_are_found(tmp_path):
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, make_state(), data_state={"stream_0-of-1": {"next": 2}}, meta={})
+    data = tmp_path / "checkpoints" / "1" / "data"
+    (data / "stream_0-of-1.json").rename(data / "process_0-of-1.json")
+    (tmp_path / "checkpoints" / "1" / "manifest.json").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore_newest(make_state()).data_state == {"stream_0-of-1": {"next": 2}}
+        restored = checkpoints.restore_newest(make_state(), ["stream_0-of-1"])
+    assert restored.data_state == {"stream_0-of-1": {"next": 2}}
+
+
+def test_a_part_that_is_missing_is_damage(tmp_path):
+    save(tmp_path, [1, 2])
+    for step in (1, 2):
+        (tmp_path / "checkpoints" / str(step) / "manifest.json").unlink()
+    (tmp_path / "checkpoints" / "2" / "data" / "next_index.json").unlink()
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_newest(make_state(), ["next_index"])
+    assert (restored.step, restored.data_state) == (1, {"next_index": 10})
+
+
 def test_shapes_are_enough_to_restore_into(tmp_path):
     save(tmp_path, [7])
     with Checkpoints(tmp_path) as checkpoints:

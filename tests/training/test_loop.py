@@ -1,6 +1,7 @@
 """The loop: what is written down, saved and resumed is the same whether it was stopped or not."""
 
 import errno
+import json
 import os
 import signal
 
@@ -13,9 +14,10 @@ from jax.sharding import PartitionSpec as P
 
 from zoo.errors import UserError
 from zoo.training.checkpoints import Checkpoints
-from zoo.training.loop import LoopConfig, StopRequest, run_loop
+from zoo.training.loop import LoopConfig, run_loop
 from zoo.training.run_directory import saved_steps
 from zoo.training.state import TrainState
+from zoo.training.stopping import StopRequest
 
 MESH = jax.make_mesh((2,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:2])
 SHARDING = NamedSharding(MESH, P("data"))
@@ -131,13 +133,14 @@ def send(signum):
     return at
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("batch", [1, 4, 7])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("batch", [1, 7])
 def test_a_signal_lets_the_step_finish_and_saves_it(tmp_path, uninterrupted, signum, batch):
     before = signal.getsignal(signum)
     outcome, records = train(tmp_path, batches=Numbers({batch: send(signum)}))
     assert signal.getsignal(signum) is before
     assert outcome.stopped and outcome.step < batch + 1
+    assert outcome.preempted == (signum != signal.SIGINT)
     if outcome.step:
         assert saved_steps(tmp_path / "checkpoints")[-1] == outcome.step
     resumed, more = train(tmp_path)
@@ -216,7 +219,17 @@ def test_a_full_disk_while_writing_metrics_is_one_clear_line(tmp_path):
 def test_a_run_that_is_finished_trains_no_further(tmp_path):
     train(tmp_path)
     outcome, records = train(tmp_path)
-    assert (outcome.step, outcome.stopped, records) == (12, False, [])
+    assert (outcome.step, outcome.stopped, outcome.preempted, records) == (12, False, False, [])
+
+
+def test_a_run_that_goes_on_says_what_share_of_all_its_time_counted(tmp_path):
+    _, records = train(tmp_path, stop_at_step=5)
+    _, more = train(tmp_path)
+    shares = [record["goodput"] for record in records + more]
+    assert shares[0] == 0 and all(0 < share < 1 for share in shares[1:])
+    account = json.loads((tmp_path / "goodput.json").read_text())
+    assert [(start["first_step"], start["last_step"]) for start in account["starts"]] == [(0, 5), (5, 12)]
+    assert account["seconds"]["redone"] == 0 < account["seconds"]["down"] + account["seconds"]["checkpoint"]
 
 
 def test_a_profile_is_written(tmp_path):
@@ -227,7 +240,7 @@ def test_a_profile_is_written(tmp_path):
 @pytest.mark.parametrize(
     "wrong",
     [{"steps": 0}, {"steps": -5}, {"log_every": 0}, {"checkpoint_every": -1}, {"evaluate_every": 0}, {"keep_last": 0}]
-    + [{"steps": 2**31}, {"profile_steps": -1}, {"stop_at_step": 0}],
+    + [{"steps": 2**31}, {"profile_steps": -1}, {"stop_at_step": 0}, {"replay_check": -1}],
 )
 def test_negative_and_absurd_sizes_are_named(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):

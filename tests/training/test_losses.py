@@ -114,18 +114,6 @@ def test_the_gradient_is_proportional_to_the_cotangent():
     np.testing.assert_allclose(thrice, 3 * once, rtol=1e-6)
 
 
-@pytest.mark.parametrize("batch_groups", [1, 3])
-def test_groups_of_the_batch_change_nothing_but_rounding(batch_groups):
-    problem = Problem.make(8)
-    expected, d_hidden, d_embedding = dense(problem, 30.0, 1e-3)
-    sums, *gradients = sums_and_gradients(
-        problem, soft_cap=30.0, z_loss=1e-3, chunk_length=4, batch_groups=batch_groups
-    )
-    np.testing.assert_allclose(np.array(sums), expected, rtol=2e-6)
-    np.testing.assert_allclose(gradients[0], d_hidden, atol=2e-5)
-    np.testing.assert_allclose(gradients[1], d_embedding, atol=1e-4)
-
-
 def test_large_logits_do_not_overflow():
     problem = Problem.make(5, scale=1e3)
     sums, *gradients = sums_and_gradients(problem, soft_cap=None, chunk_length=4)
@@ -258,7 +246,7 @@ def test_sharded_arrays_give_the_same_sums_and_gradients_without_exchanging_the_
     for a, b in zip(jax.tree.leaves(compiled(*arguments)), jax.tree.leaves(expected)):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
+    # Of the [48, D] gradient a device sums half of the words; it gets half of their width of the sum, after the loop.
     loop, entry = compiled.as_text().split("ENTRY")
-    vocabulary_share = rf"f32\[{48 // 2},{D}\]"
-    assert re.search(rf"{vocabulary_share}.* all-reduce\(", entry)
-    assert not re.search(rf"{vocabulary_share}.* all-reduce\(", loop)
+    assert re.search(r"f32\[[\d,]+\]\S* reduce-scatter\(", entry)
+    assert not re.search(rf"\[{48 // 2},{D}\].* (all-reduce|reduce-scatter)\(", loop)

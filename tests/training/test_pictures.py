@@ -1,4 +1,4 @@
-"""The loss curve: it is a PNG, also of odd runs; its smoothing follows a falling curve."""
+"""The loss curve and the account of time are PNGs, also of odd runs; smoothing follows a falling curve."""
 
 import json
 import struct
@@ -6,7 +6,8 @@ import struct
 import numpy as np
 import pytest
 
-from zoo.training.pictures import loss_curve, smoothed
+from zoo.training.goodput import CAUSES
+from zoo.training.pictures import COLOURS, goodput_picture, loss_curve, smoothed
 
 
 def write_run(path, losses, validation=()):
@@ -47,3 +48,25 @@ def test_smoothing_takes_out_noise_and_skips_what_is_not_finite():
     noise[500] = np.nan
     assert np.nanstd(smoothed(noise)[100:]) < 0.3
     assert np.isfinite(smoothed(noise)[1:]).all()
+
+
+def starts(number: int) -> list[dict]:
+    """Starts of an hour each, with ten minutes between them."""
+    causes = {cause: 400.0 for cause in CAUSES if cause != "down"}
+    return [{"began": 4200.0 * i, "ended": 4200.0 * i + 3200, "seconds": causes} for i in range(number)]
+
+
+@pytest.mark.parametrize("number", [1, 2, 40])
+def test_the_time_of_a_run_becomes_a_png(tmp_path, number):
+    assert goodput_picture(starts(number), tmp_path / "goodput.png", title="a run")
+    assert (tmp_path / "goodput.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_without_time_there_is_no_picture(tmp_path):
+    assert not goodput_picture([], tmp_path / "goodput.png")
+    assert not goodput_picture([{"began": 5.0, "ended": 5.0, "seconds": {}}], tmp_path / "goodput.png")
+    assert not (tmp_path / "goodput.png").exists()
+
+
+def test_every_cause_has_a_colour():
+    assert COLOURS.keys() == CAUSES.keys()

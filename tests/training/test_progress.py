@@ -37,6 +37,19 @@ def test_the_line_of_a_validation():
     assert validation_line(numbers, steps=1000) == "step  250/1000  validation loss 2.3457  1.2346 bits per byte"
 
 
+def test_a_step_that_was_left_out_has_a_line_of_its_own(capsys):
+    meter = Meter(jax.devices()[:1], flops_per_token=0)
+    progress = Progress(first_step=0, steps=1000, log_every=1000, meter=meter)
+    limits = {"loss_limit": 4.0, "grad_norm_limit": 1.23456}
+    for step, skipped in ((1, 0), (2, 0), (3, 1)):
+        numbers = {**NUMBERS, **limits, "step": step, "skipped": skipped}
+        meter.measure(numbers)
+        progress.show(numbers)
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "step    3/1000  left out as a spike: loss 4.213 (limit 4), gradient norm 0.912 (limit 1.235)"
+    ]
+
+
 @pytest.mark.parametrize(
     ("number", "expected"),
     [(0, "0"), (999, "999"), (1000, "1k"), (12_345, "12.3k"), (999_600, "1000k"), (2_048_000, "2.05M"), (3e12, "3T")],

@@ -5,7 +5,7 @@ Compiling needs the wheels of the extra `cuda` (3.4 GB) and runs XLA's GPU compi
 that exceed the shared memory, and the program's temporary memory. Registers and spills: `gpu_registers`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -153,12 +153,12 @@ def compile_for_gpu(
 
     lowered = lower_for_gpu(function, *jax.tree.map(place, arguments), target=target)
     options: dict[str, str | bool | int] = {"xla_gpu_autotune_level": 0, **(compiler_options or {})}
-    with _without_compilation_cache():
+    with without_compilation_cache():
         return lowered.compile(compiler_options=options)  # type: ignore[arg-type]  # XLA takes integers too.
 
 
 @contextmanager
-def _without_compilation_cache():
+def without_compilation_cache():
     """JAX writes programs for described devices to its persistent cache, and cannot read them back: it warns."""
     enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
     try:
@@ -172,11 +172,17 @@ def _without_compilation_cache():
 
 def gpu_mesh(target: GpuTarget) -> Mesh:
     """A mesh of one described device: programs compile for it and cannot run. Raises CudaWheelsMissing."""
+    return Mesh(np.array(gpu_devices(target)), ("device",))
+
+
+def gpu_devices(target: GpuTarget, hosts: int = 1, per_host: int = 1) -> Sequence[jax.Device]:
+    """Descriptions of GPUs, those of a host joined by NVLink. Raises CudaWheelsMissing."""
     require_cuda_wheels()
+    shape = f"1x{hosts}x{per_host}"
     topology = topologies.get_topology_desc(
-        platform="cuda", topology_name="1x1x1", topology="1x1x1", target_config=_target_config(target)
+        platform="cuda", topology_name=shape, topology=shape, target_config=_target_config(target)
     )
-    return Mesh(np.array(topology.devices), ("device",))
+    return topology.devices
 
 
 def _target_config(target: GpuTarget) -> str:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any
 
 import jax
 import numpy as np
@@ -98,8 +99,10 @@ def libtpu_environment() -> dict[str, str]:
     }
 
 
-def tpu_devices(target: TpuTarget, topology: str | None = None) -> Sequence[jax.Device]:
+def tpu_devices(target: TpuTarget, topology: str | None = None, *, slices: int = 1) -> Sequence[jax.Device]:
     """Descriptions of the devices of a slice, `topology` such as "v5p:8x8x8"; compilers take them, programs cannot run.
+
+    slices: that many slices of this topology, joined by the data-centre network; a device's `slice_index` says which.
 
     Raises: LibtpuMissing. libtpu is loaded by the first call; a process that has no TPU gets the variables it needs.
     """
@@ -107,7 +110,9 @@ def tpu_devices(target: TpuTarget, topology: str | None = None) -> Sequence[jax.
     if jax.default_backend() != "tpu":
         for name, value in libtpu_environment().items():
             os.environ.setdefault(name, value)
-    options = {"chip_config_name": "megacore"} if target is V4 else {}
+    options: dict[str, Any] = {"chip_config_name": "megacore"} if target is V4 else {}
+    if slices > 1:
+        options["num_slices"] = slices
     description = topologies.get_topology_desc(platform="tpu", topology_name=topology or target.topology, **options)
     return description.devices
 
@@ -149,12 +154,12 @@ def compile_for_tpu(
     with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
         traced = jax.jit(function, **jit_options).trace(*jax.tree.map(place, arguments))
         lowered = traced.lower(lowering_platforms=("tpu",))
-    with _nothing_cached():
+    with nothing_cached():
         return lowered.compile()
 
 
 @contextlib.contextmanager
-def _nothing_cached():
+def nothing_cached():
     """A program for a chip that is not there cannot be read back from jax's cache: the attempt only warns."""
     name = "jax_persistent_cache_min_compile_time_secs"
     before = getattr(jax.config, name)

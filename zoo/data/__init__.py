@@ -10,6 +10,7 @@ from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus, open_corpus
 from zoo.data.iterator import epochs_read, train_dataset, validation_dataset
 from zoo.data.sentencepiece_tokenizer import train_tokenizer
+from zoo.data.streams import TrainBatches, epochs_begun, train_batches
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokenizer_files import load_tokenizer, tokenizer_for
 
@@ -21,13 +22,16 @@ __all__ = [
     "DataConfig",
     "Message",
     "Tokenizer",
+    "TrainBatches",
     "baselines",
     "batch_bytes",
+    "epochs_begun",
     "epochs_read",
     "load_tokenizer",
     "open_corpus",
     "render_chat",
     "tokenizer_for",
+    "train_batches",
     "train_dataset",
     "train_tokenizer",
     "validation_dataset",

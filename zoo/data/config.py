@@ -59,6 +59,10 @@ class DataConfig:
     validation_seed: int = 0
     """Seed of the split; apart from `seed`, so that runs that differ in `seed` are validated on the same documents."""
 
+    streams: int | None = None
+    """Independent streams of documents that a batch is made of, in equal parts; each is read by the hosts that hold its
+    rows. Batches depend on it, not on the number of hosts. None: the number of processes when the run begins."""
+
     read_threads: int = 2
     """Threads that read and tokenise ahead of the training step."""
 
@@ -78,6 +82,10 @@ class DataConfig:
         _whole("seed", self.seed, 0, 2**31 - 1)
         _whole("validation_seed", self.validation_seed, 0, 2**31 - 1)
         _whole("validation_batches", self.validation_batches, 1, 2**31 - 1)
+        if self.streams is not None:
+            _whole("streams", self.streams, 1, self.batch_size)
+            if self.batch_size % self.streams:
+                raise UserError(f"batch_size {self.batch_size} is not divisible by streams, {self.streams}")
         _whole("read_threads", self.read_threads, 1, 256)
         _whole("worker_processes", self.worker_processes, 0, 256)
         tokens = self.sequence_length * self.batch_size

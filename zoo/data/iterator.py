@@ -22,33 +22,38 @@ BYTES_PER_TOKEN = 4  # roughly; of text
 
 
 def train_dataset(
-    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, *, shard_index: int = 0, shard_count: int = 1
+    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, *, stream: int = 0, streams: int = 1
 ) -> grain.IterDataset:
-    """An endless dataset; `iter()` of it yields a `Batch` of numpy arrays [batch_size / shard_count, sequence_length].
+    """One of the streams that make a batch; `iter()` of it yields a `Batch` of numpy arrays [batch_size / streams,
+    sequence_length], without end.
 
     Documents are shuffled anew each epoch, tokenised, packed, and the rows shuffled within a window. With weights, each
-    source is packed by itself and the rows are drawn in proportion. Several processes each read every shard_count-th
+    source is packed by itself and the rows are drawn in proportion. Several streams each read every streams-th
     document. The same config and seed give the same batches.
 
     The iterator's `get_state()` is a small dict that JSON can hold; after `set_state` an iterator made with the same
     arguments continues exactly. It goes into a checkpoint with `grain.checkpoint.CheckpointSave(iterator)`. A state of
     other data or other settings raises `UserError`."""
-    rows_per_shard = _rows_per_shard(config, shard_index, shard_count)
-    streams = [
-        _rows_of_source(source.train, number, tokenizer, config, shard_index, shard_count)
+    if not 0 <= stream < streams:
+        raise ValueError(f"stream {stream} of {streams}")
+    if config.batch_size % streams:
+        raise UserError(f"batch_size {config.batch_size} is not divisible by the number of streams, {streams}")
+    rows_per_stream = config.batch_size // streams
+    sources = [
+        _rows_of_source(source.train, number, tokenizer, config, stream, streams)
         for number, source in enumerate(corpus.sources)
     ]
-    rows = streams[0]
-    if len(streams) > 1:
-        rows = grain.IterDataset.mix(streams, [source.weight for source in corpus.sources])
+    rows = sources[0]
+    if len(sources) > 1:
+        rows = grain.IterDataset.mix(sources, [source.weight for source in corpus.sources])
     # A longer window than about an epoch would only make a small corpus slow to start.
-    window_tokens = min(config.shuffle_window_tokens, corpus.train_bytes // (BYTES_PER_TOKEN * shard_count))
+    window_tokens = min(config.shuffle_window_tokens, corpus.train_bytes // (BYTES_PER_TOKEN * streams))
     window = window_tokens // config.sequence_length
     if window > 1:
-        seed = _seed(config.seed, "window", shard_index)
+        seed = _seed(config.seed, "window", stream)
         rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=seed)
-    assemble = functools.partial(make_batch, batch_size=rows_per_shard, pad_id=tokenizer.pad_id)
-    batches = rows.batch(rows_per_shard, drop_remainder=True, batch_fn=assemble)
+    assemble = functools.partial(make_batch, batch_size=rows_per_stream, pad_id=tokenizer.pad_id)
+    batches = rows.batch(rows_per_stream, drop_remainder=True, batch_fn=assemble)
     if config.worker_processes:
         # Workers parse absl's flags, which are not those of this command line. (Grain depends on absl.)
         from absl import flags
@@ -57,19 +62,15 @@ def train_dataset(
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     else:
         batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=READ_AHEAD_BATCHES)
-    identity = _identity(corpus, tokenizer, config, shard_index, shard_count)
+    identity = _identity(corpus, tokenizer, config, stream, streams)
     return _Positioned(batches, identity, tokenizer.bos_id)
 
 
-def validation_dataset(
-    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, *, shard_index: int = 0, shard_count: int = 1
-) -> list[Batch]:
+def validation_dataset(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> list[Batch]:
     """At most `validation_batches` batches of the held-out documents, the same each time; [] if none are held out.
 
     Documents come in the order of their hashes, whatever the weights of their sources. Rows are filled up with
-    padding, so that no token is dropped but those beyond the limit. Every process gets its rows of the same number of
-    batches."""
-    rows_per_shard = _rows_per_shard(config, shard_index, shard_count)
+    padding, so that no token is dropped but those beyond the limit."""
     views = [source.validation for source in corpus.sources if len(source.validation)]
     if not views:
         return []
@@ -83,40 +84,27 @@ def validation_dataset(
         taken = list(itertools.islice(rows, config.batch_size))
         if not taken:
             break
-        whole = make_batch(taken, config.batch_size, tokenizer.pad_id)
-        batches.append(_rows_of_batch(whole, shard_index * rows_per_shard, rows_per_shard))
+        batches.append(make_batch(taken, config.batch_size, tokenizer.pad_id))
     return batches
 
 
-def epochs_read(state: dict[str, Any], corpus: Corpus, shard_count: int = 1) -> float:
-    """How many times the training documents have been begun, from the state of a training iterator: exact to the batch
-    in one process, and as seen from this process where there are several."""
-    return state["documents"] * shard_count / corpus.num_train_documents
+def epochs_read(state: dict[str, Any], corpus: Corpus, streams: int = 1) -> float:
+    """How many times the training documents have been begun, from the state of one stream of them: exact to the batch
+    where it is the only one, and as seen from this stream where there are several."""
+    return state["documents"] * streams / corpus.num_train_documents
 
 
-def _rows_of_source(view: DocumentView, number: int, tokenizer, config: DataConfig, shard_index: int, shard_count: int):
-    if len(view) < shard_count:
+def _rows_of_source(view: DocumentView, number: int, tokenizer, config: DataConfig, stream: int, streams: int):
+    if len(view) < streams:
         documents = "document" if len(view) == 1 else "documents"
-        raise UserError(f"{len(view)} training {documents} cannot be shared out to {shard_count} processes")
+        raise UserError(
+            f"{len(view)} training {documents} cannot be shared out to {streams} streams (data.streams sets how many)"
+        )
     seed = _seed(config.seed, "documents", number)
-    documents = grain.MapDataset.source(view)[shard_index::shard_count].seed(seed).shuffle().repeat()
+    documents = grain.MapDataset.source(view)[stream::streams].seed(seed).shuffle().repeat()
     documents = documents.map(functools.partial(predictions, tokenizer=tokenizer))
     options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=READ_AHEAD_DOCUMENTS)
     return packed_rows(documents.to_iter_dataset(options), config.packing, config.sequence_length, seed)
-
-
-def _rows_per_shard(config: DataConfig, shard_index: int, shard_count: int) -> int:
-    if not 0 <= shard_index < shard_count:
-        raise ValueError(f"shard {shard_index} of {shard_count}")
-    if config.batch_size % shard_count:
-        raise UserError(f"batch_size {config.batch_size} is not divisible by the number of processes, {shard_count}")
-    return config.batch_size // shard_count
-
-
-def _rows_of_batch(batch: Batch, start: int, count: int) -> Batch:
-    rows = slice(start, start + count)
-    names = ("tokens", "targets", "positions", "segment_ids", "loss_weights")
-    return Batch(**{name: getattr(batch, name)[rows] for name in names})
 
 
 def _seed(*parts: Any) -> int:
@@ -125,9 +113,7 @@ def _seed(*parts: Any) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _identity(
-    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, shard_index: int, shard_count: int
-) -> dict[str, Any]:
+def _identity(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, stream: int, streams: int) -> dict[str, Any]:
     """What must be the same for a position to mean the same batches."""
     return {
         "documents": corpus.fingerprint,
@@ -139,7 +125,7 @@ def _identity(
         "shuffle_window_tokens": config.shuffle_window_tokens,
         "seed": config.seed,
         "worker_processes": config.worker_processes,
-        "process": f"{shard_index} of {shard_count}",
+        "stream": f"{stream} of {streams}",
     }
 
 
@@ -173,7 +159,9 @@ class _PositionedIterator(grain.DatasetIterator):
         return {"parent": self._parent.get_state(), "documents": self._documents, "identity": self._identity}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        saved = state["identity"]
+        saved = dict(state["identity"])
+        if "process" in saved:  # a process was a stream, before there were streams
+            saved["stream"] = saved.pop("process")
         changed = [f"{key} ({saved.get(key)} -> {now})" for key, now in self._identity.items() if saved.get(key) != now]
         if changed:
             raise UserError(f"the saved data position belongs to other data or settings: changed {', '.join(changed)}")

@@ -4,6 +4,7 @@
 `score_text(model, tokenizer, text)`.
 """
 
+from zoo.inference.generation import INFERENCE_RULES as INFERENCE_RULES
 from zoo.inference.generation import generate as generate
 from zoo.inference.prompts import left_pad as left_pad
 from zoo.inference.sampling import Sampling as Sampling

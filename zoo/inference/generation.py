@@ -7,6 +7,7 @@
   The cache is donated: it is updated in place.
 * The host fetches the tokens of a block while the next one runs: neither streaming nor the end of a generation makes
   the device wait. A stream gets blocks of about `STREAM_SECONDS`.
+* On a mesh whose rules divide the length, devices share the tokens of the prompts and the slots of global layers.
 """
 
 import functools
@@ -17,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Key
 
@@ -24,12 +26,17 @@ from zoo.errors import UserError
 from zoo.inference.model import LanguageModel, Structure, take_apart
 from zoo.inference.prompts import check_mask, check_seed, check_tokens, positions_of, row_keys
 from zoo.inference.sampling import Sampling, sample
+from zoo.parallel import ShardingRules, activation_sharding, axis_divisions
+from zoo.parallel.sharding import activation_context
 
 BLOCK = 16
 """Most decode steps of one call of the compiled program."""
 
 STREAM_SECONDS = 0.05
 """With a callback, tokens arrive at least this often, or one by one."""
+
+INFERENCE_RULES = ShardingRules(embed=None, mlp_in="tensor")
+"""Of generation on a mesh: devices of one sequence hold whole parameters, which each step would gather otherwise."""
 
 
 class Last(NamedTuple):
@@ -65,6 +72,8 @@ def generate(
     seed: int = 0,
     on_token: Callable[[Int[np.ndarray, "b"]], None] | None = None,
     pad_id: int = 0,
+    mesh: Mesh | None = None,
+    rules: ShardingRules | None = None,
 ) -> Int[np.ndarray, "b n"]:
     """The `max_new_tokens` tokens after each prompt, int32; after a row's stop token (which is kept) pad_id.
 
@@ -73,18 +82,36 @@ def generate(
     for each step until all rows have stopped. What is drawn for a prompt depends on the seed and the prompt, not on the
     batch it is in (`row_keys`).
 
+    On a `mesh` (that of `zoo.load`), or inside of `activation_sharding`, devices share the work by `rules`, by default
+    `INFERENCE_RULES`. Prompts are padded to a multiple of the devices that share a sequence; the result is the same.
+
     Raises:
       UserError: tokens outside the vocabulary, a mask that is not left-padding, max_new_tokens below 1.
     """
+    if mesh is not None:
+        with activation_sharding(mesh, rules or INFERENCE_RULES):
+            return generate(
+                model,
+                tokens,
+                mask,
+                max_new_tokens=max_new_tokens,
+                sampling=sampling,
+                stop_tokens=stop_tokens,
+                seed=seed,
+                on_token=on_token,
+                pad_id=pad_id,
+            )
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
     check_seed(seed)
     tokens = check_tokens(tokens, model.config.vocab_size)
     mask = check_mask(mask, tokens, left=True)
     keys = row_keys(seed, tokens, mask)
+    missing = ((0, 0), (-tokens.shape[1] % axis_divisions("length"), 0))
+    tokens, mask = np.pad(tokens, missing, constant_values=pad_id), np.pad(mask, missing)
     padded = not mask.all()
     structure, arrays = take_apart(model)
-    programs = _programs(structure, sampling, pad_id)
+    programs = _programs(structure, sampling, pad_id, activation_context.get())
     stops = np.asarray(sorted(set(stop_tokens)), np.int32)
     cache, last = programs.prefill(
         arrays,
@@ -120,7 +147,11 @@ def generate(
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(structure: Structure, sampling: Sampling, pad_id: int) -> Programs:
+def _programs(
+    structure: Structure, sampling: Sampling, pad_id: int, context: tuple[Mesh, ShardingRules] | None = None
+) -> Programs:
+    """Traced at their first call, inside of the `activation_sharding` that `context` tells apart."""
+
     def draw(logits, keys: Key[Array, "b"], step, stopped, stops: Int[Array, "s"]):
         step_keys = None if sampling.temperature == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, step)
         tokens = jnp.where(stopped, pad_id, sample(logits, step_keys, sampling))

@@ -8,6 +8,7 @@ Presets at the bottom: sizes of the report's tables 1-3, and small ones for one 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,7 @@ from zoo.nn import (
     rope_angles,
     run_layers,
 )
-from zoo.parallel import constrain
+from zoo.parallel import axis_divisions, own_part, spmd, state_axes
 from zoo.training.mfu import decoder_forward_flops_per_token
 
 Cache = tuple[LayerCache, ...]
@@ -144,7 +145,7 @@ class DecoderLayer(nnx.Module):
         x = x + self.post_attention_norm(attended)
         with jax.named_scope("mlp"):
             x = x + self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x)))
-        return constrain(x, ("batch", "residual_length", "activation_embed")), cache
+        return x, cache
 
 
 class Gemma2(nnx.Module):
@@ -201,9 +202,28 @@ class Gemma2(nnx.Module):
         if positions is None:
             start = 0 if cache is None else jnp.max(cache[0].cursor)
             positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
+        positions = jnp.broadcast_to(positions, tokens.shape)
+        graphdef, state = nnx.split(self)
+
+        def run(state, tokens, positions, segment_ids, cache):
+            return nnx.merge(graphdef, state)._run_parts(tokens, positions, segment_ids, cache)
+
+        # Positions and segments are whole rows: attention asks about keys of other devices.
+        rows, whole = ("batch", "length"), ("batch", None)
+        cache_axes: Any = None if cache is None else tuple(layer.axes for layer in cache)
+        in_axes = (state_axes(state), rows, whole, None if segment_ids is None else whole, cache_axes)
+        new_axes = None if cache is None else tuple(replace(layer, empty=False) for layer in cache_axes)
+        out_axes = (("batch", "residual_length", None), new_axes)
+        batch, length = tokens.shape
+        sizes = {"batch": batch, "length": length, "residual_length": length}
+        return spmd(run, in_axes, out_axes, sizes)(state, tokens, positions, segment_ids, cache)
+
+    def _run_parts(self, tokens, positions, segment_ids, cache) -> tuple[Float[Array, "b t d"], Cache | None]:
+        """`_run` on one device's part of the arrays; tokens of the residual stream come out."""
         with jax.named_scope("embed"):
-            x = constrain(self.embedder.encode(tokens), ("batch", "residual_length", "activation_embed"))
-            angles = rope_angles(positions, self.config.head_dim, self.config.rope_theta)
+            x = self.embedder.encode(tokens)
+            own_positions = own_part(positions, "length", axis=1)
+            angles = rope_angles(own_positions, self.config.head_dim, self.config.rope_theta)
 
         def apply(layer: DecoderLayer, x, layer_cache):
             return layer(x, angles, positions, segment_ids, layer_cache)
@@ -223,12 +243,14 @@ class Gemma2(nnx.Module):
     def init_cache(self, batch_size: int, max_length: int, dtype: jnp.dtype | None = None) -> Cache:
         """An empty cache for `max_length` tokens: at most W slots on a local layer, `max_length` on a global one.
 
-        For accelerators `max_length` is rounded up to a multiple of 128 slots.
+        Devices that share the tokens of a sequence share the slots of global layers (`LayerCache.shared`). Each has as
+        many as the others, on accelerators a multiple of 128.
         """
         config, scanned = self.config, self.execution.scan_layers
-        if target_platform() != "cpu":
-            # Otherwise a TPU stores the slots transposed and copies the whole cache into and out of every program.
-            max_length = -(-max_length // 128) * 128
+        devices = axis_divisions("slots")
+        # Otherwise a TPU stores the slots transposed and copies the whole cache into and out of every program.
+        multiple = devices if target_platform() == "cpu" else 128 * devices
+        max_length = -(-max_length // multiple) * multiple
         lead = (config.num_layers // len(config.layer_types),) if scanned else ()
         return tuple(
             empty_cache(
@@ -238,6 +260,7 @@ class Gemma2(nnx.Module):
                 config.head_dim,
                 dtype or self.execution.dtype,
                 lead,
+                shared=devices > 1 and config.window(layer) is None,
             )
             for layer in range(len(self.layers))
         )

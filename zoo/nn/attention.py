@@ -5,17 +5,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels import dot_product_attention
 from zoo.kernels.attention.visibility import EMPTY_POSITION
-from zoo.kernels.decode_attention import decode_attention
-from zoo.kernels.platform import target_platform
+from zoo.kernels.context_attention import device_attention
+from zoo.kernels.decode_attention import decode_attention, decode_attention_part, merge_decoded
 from zoo.nn.cache import LayerCache
 from zoo.nn.execution import Execution
 from zoo.nn.parameters import fan_in_normal, parameter, project
 from zoo.nn.rope import apply_rope
-from zoo.parallel import per_shard
+from zoo.parallel import active_rules, divided, enter_sublayer, kv_heads_read, leave_sublayer, own_part
 
 
 class Attention(nnx.Module):
@@ -56,52 +57,73 @@ class Attention(nnx.Module):
         self,
         x: Float[Array, "b t d"],
         angles: tuple[Array, Array],
-        positions: Int[Array, "#b t"],
-        segment_ids: Int[Array, "b t"] | None,
+        positions: Int[Array, "#b row"],
+        segment_ids: Int[Array, "b row"] | None,
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
         """Attends among the tokens of `x` and, with a cache, to the tokens before them; returns the cache with them.
 
         `positions` rise by one per token within a segment and segments are contiguous runs (segment 0 = padding); with
-        a cache every row is one sequence.
+        a cache every row is one sequence. Where devices share the tokens of a row (`zoo.parallel.spmd`), `x` is a
+        device's part, and positions and segments are of the whole row.
         """
+        x = enter_sublayer(x)
         with jax.named_scope("qkv"):
-            query = apply_rope(project("btd,dnh->btnh", x, self.query[...]), angles)
-            key = apply_rope(project("btd,dkh->btkh", x, self.key[...]), angles)
-            value = project("btd,dkh->btkh", x, self.value[...])
+            query = checkpoint_name(apply_rope(project("btd,dnh->btnh", x, self.query[...]), angles), "query")
+            key = checkpoint_name(apply_rope(project("btd,dkh->btkh", x, self.key[...]), angles), "key")
+            value = checkpoint_name(project("btd,dkh->btkh", x, self.value[...]), "value")
         with jax.named_scope("local_attention" if self.sliding_window else "global_attention"):
             if cache is None or cache.empty:
-                out = self._attend(query, key, value, positions, positions, segment_ids, segment_ids, ordered=True)
+                out = self._attend_own(query, key, value, positions, segment_ids)
             if cache is not None:
-                stored = _stored_positions(jnp.broadcast_to(positions, key.shape[:2]), segment_ids)
-                if not cache.empty and key.shape[1] == 1 and self.implementation != "reference":
+                stored = _stored_positions(jnp.broadcast_to(positions, (len(x), positions.shape[1])), segment_ids)
+                stored = own_part(stored, "length", axis=1)
+                one = positions.shape[1] == 1 and (self.implementation != "reference" or cache.shared)
+                if not cache.empty and one:
                     out, key, value = self._attend_one(query, key, value, positions, stored, cache)
                 elif not cache.empty:
                     out = self._attend_several(query, key, value, positions, stored, cache)
                 cache = cache.write(key, value, stored)
         with jax.named_scope("output"):
-            return project("btnh,nhd->btd", out, self.output[...]), cache
+            return leave_sublayer(project("btnh,nhd->btd", out, self.output[...]), "heads"), cache
+
+    def _attend_own(self, query, key, value, positions, segment_ids):
+        """Among the tokens of this call, which several devices may share."""
+        if not divided("length"):
+            return self._attend(query, key, value, positions, positions, segment_ids, segment_ids, ordered=True)
+        own = self._kv_heads_read(query, key.shape[2])
+        return device_attention(
+            query,
+            own(key, 2),
+            own(value, 2),
+            positions,
+            segment_ids,
+            axis=divided("length"),
+            exchange=active_rules().context_exchange,
+            **self._options(),
+        )
 
     def _attend_one(self, query, key, value, positions, stored, cache: LayerCache):
         """A decode step: (out, key, value). The slot that the token will take holds nothing that it sees, so it attends
         to the cache as it was and to itself. Reading the cache before writing it lets it be updated in place."""
-
-        def attend(query, cached_key, cached_value, cached_positions, key, value, own_positions, query_positions):
-            held, own = (cached_key, cached_value, cached_positions), (key, value, own_positions)
-            return decode_attention(query, held, own, query_positions, **self._options())
-
-        head, row = ("batch", "kv_heads", "head_dim"), ("batch", None)
-        cached = ("batch", "kv_heads", "head_dim", None), ("batch", "kv_heads", None, "head_dim"), row
-        axes = ("batch", "heads", "head_dim"), *cached, head, head, row, row
-        out = self._per_shard(attend, axes)(
-            query[:, 0], cache.key, cache.value, cache.positions, key[:, 0], value[:, 0], stored, positions
-        )[:, None]
+        own = self._kv_heads_read(query, key.shape[2])
+        held = own(cache.key, 1), own(cache.value, 1), cache.positions
+        new = own(key[:, 0], 1), own(value[:, 0], 1)
+        if cache.slot_axes:
+            # Each device attends to its own slots, the first one to the new token besides.
+            stored = jnp.where(jax.lax.axis_index(cache.slot_axes) == 0, stored, EMPTY_POSITION)
+            part = decode_attention_part(query[:, 0], held, (*new, stored), positions, **self._options())
+            out = merge_decoded(*part, cache.slot_axes)[:, None]
+        else:
+            out = decode_attention(query[:, 0], held, (*new, stored), positions, **self._options())[:, None]
         # XLA orders the write after the read only if it depends on it; else it copies the whole cache in every step.
         zero = jnp.minimum(jnp.abs(out[0, 0, 0, 0]), 0)
         return out, key + zero, value + zero
 
     def _attend_several(self, query, key, value, positions, stored, cache: LayerCache):
         """Padding and empty slots have EMPTY_POSITION, so segments are not needed any more."""
+        if cache.slot_axes or divided("length"):
+            raise NotImplementedError("a cache divided among devices takes one token at a time after the first call")
         positions = jnp.broadcast_to(positions, query.shape[:2])
         if self.sliding_window is None:
             held = cache.write(key, value, stored).by_slot()
@@ -114,25 +136,25 @@ class Attention(nnx.Module):
         return self._attend(query, keys, values, positions, held[2], None, None, ordered=ordered)
 
     def _attend(self, query, key, value, query_positions, key_positions, query_segments, key_segments, *, ordered):
-        def attend(query, key, value, query_positions, key_positions, query_segments, key_segments):
-            return dot_product_attention(
-                query,
-                key,
-                value,
-                query_positions=query_positions,
-                key_positions=key_positions,
-                query_segment_ids=query_segments,
-                key_segment_ids=key_segments,
-                ordered_positions=ordered,
-                **self._options(),
-            )
-
-        # With a cache there are more keys than queries, so the keys' length has no name.
-        heads, row = ("batch", "length", "heads", "head_dim"), ("batch", "length")
-        keys, key_row = ("batch", None, "kv_heads", "head_dim"), ("batch", None)
-        return self._per_shard(attend, (heads, keys, keys, row, key_row, row, key_row))(
-            query, key, value, query_positions, key_positions, query_segments, key_segments
+        own = self._kv_heads_read(query, key.shape[2])
+        return dot_product_attention(
+            query,
+            own(key, 2),
+            own(value, 2),
+            query_positions=query_positions,
+            key_positions=key_positions,
+            query_segment_ids=query_segments,
+            key_segment_ids=key_segments,
+            ordered_positions=ordered,
+            **self._options(),
         )
+
+    def _kv_heads_read(self, query, kv_heads: int):
+        """A function (array, axis of its heads) -> those heads that this device's query heads read."""
+        heads = divided("heads")
+        if heads == divided("kv_heads"):
+            return lambda x, axis: x
+        return kv_heads_read(query.shape[2], kv_heads, heads)
 
     def _options(self) -> dict[str, Any]:
         return dict(
@@ -141,12 +163,6 @@ class Attention(nnx.Module):
             logits_soft_cap=self.logits_soft_cap,
             implementation=self.implementation,
         )
-
-    def _per_shard(self, attend, axes):
-        """`attend` on each device's rows and heads, for kernels: XLA divides between devices only its own code."""
-        if (self.implementation or target_platform()) in ("reference", "xla", "cpu"):
-            return attend
-        return per_shard(attend, axes, axes[0])
 
 
 def _stored_positions(positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Int[Array, "b t"]:

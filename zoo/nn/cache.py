@@ -1,13 +1,17 @@
 """Key/value cache of one attention layer: a ring of W slots on a local layer, one slot per position on a global one."""
 
+import functools
+import math
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels.attention.visibility import EMPTY_POSITION
+from zoo.parallel import divided
 
 _SLOT_AXES = (3, 2, 1)  # of key, value and positions
 
@@ -15,7 +19,7 @@ _SLOT_AXES = (3, 2, 1)  # of key, value and positions
 @partial(
     jax.tree_util.register_dataclass,
     data_fields=["key", "value", "positions", "cursor"],
-    meta_fields=["empty"],
+    meta_fields=["empty", "shared"],
 )
 @dataclass(frozen=True)
 class LayerCache:
@@ -36,6 +40,23 @@ class LayerCache:
     """Tokens written so far, padding included."""
     empty: bool
     """True until the first write. Static: a prefill from scratch compiles to plain attention among its own tokens."""
+    shared: bool = False
+    """Whether n devices share the slots, by the sharding rules' "slots": token t then lies on device t % n in slot
+    t // n, except for those of a prefill whose tokens are divided, too: each device keeps its own. Either way the first
+    t tokens fill t / n slots of each. Static."""
+
+    @property
+    def axes(self) -> "LayerCache":
+        """The logical axes in place of the arrays."""
+        lead: Any = ("layers",) * (self.key.ndim - 4)
+        slots = "slots" if self.shared else None
+        return replace(
+            self,
+            key=lead + ("batch", "kv_heads", "head_dim", slots),
+            value=lead + ("batch", "kv_heads", slots, "head_dim"),
+            positions=lead + ("batch", slots),
+            cursor=lead,
+        )
 
     @property
     def slots(self) -> int:
@@ -45,26 +66,62 @@ class LayerCache:
     def write(self, key: Array, value: Array, positions: Int[Array, "b t"]) -> "LayerCache":
         """The cache after T more tokens (key, value [B, T, K, H]); of more tokens than slots the last ones stay.
 
-        A layer without a window must never be given more tokens than it has slots: the caller sizes it.
+        A layer without a window must never be given more tokens than it has slots: the caller sizes it. Inside of
+        `zoo.parallel.spmd` the arrays are a device's own part; where the length is divided, the cache must be empty.
         """
-        tokens, slots = key.shape[1], self.slots
+        length, shared = divided("length"), self.slot_axes
+        tokens = key.shape[1] * _devices(length)
+        if not self.empty and (length or (shared and tokens > 1)):
+            raise NotImplementedError("a cache divided among devices takes one token at a time after the first call")
         new = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), positions
+        if shared:
+            update = self._own_token if tokens == 1 else self._own_tokens
+        elif length:
+            new = tuple(_last_of_all(x, min(tokens, self.slots), axis, length) for x, axis in zip(new, _SLOT_AXES))
+        if not shared:
+            update = functools.partial(self._ring, tokens=tokens)
+        key, value, positions = map(update, (self.key, self.value, self.positions), new, _SLOT_AXES)
+        return replace(self, key=key, value=value, positions=positions, cursor=self.cursor + tokens, empty=False)
 
-        def update(old: Array, new: Array, axis: int) -> Array:
-            new = jax.lax.slice_in_dim(new, max(tokens - slots, 0), tokens, axis=axis).astype(old.dtype)
-            if tokens == 1:
-                return jax.lax.dynamic_update_slice_in_dim(old, new, self.cursor % slots, axis)
-            if self.empty:
-                # The cursor is zero: the slots are known while compiling.
-                old = jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis)
-                return jnp.roll(old, tokens % slots, axis) if tokens > slots else old
-            count = min(tokens, slots)
-            index = (self.cursor + tokens - count + jnp.arange(count)) % slots
-            where = (slice(None),) * axis + (index,)
-            return old.at[where].set(new, unique_indices=True)
+    def _ring(self, old: Array, new: Array, axis: int, *, tokens: int) -> Array:
+        """The slots after `tokens` more, of which `new` has at least the last that stay."""
+        slots, given = self.slots, new.shape[axis]
+        new = jax.lax.slice_in_dim(new, max(given - slots, 0), given, axis=axis).astype(old.dtype)
+        if tokens == 1:
+            return jax.lax.dynamic_update_slice_in_dim(old, new, self.cursor % slots, axis)
+        if self.empty:
+            # The cursor is zero: the slots are known while compiling.
+            old = jax.lax.dynamic_update_slice_in_dim(old, new, 0, axis)
+            return jnp.roll(old, tokens % slots, axis) if tokens > slots else old
+        count = min(tokens, slots)
+        index = (self.cursor + tokens - count + jnp.arange(count)) % slots
+        where = (slice(None),) * axis + (index,)
+        return old.at[where].set(new, unique_indices=True)
 
-        held = map(update, (self.key, self.value, self.positions), new, _SLOT_AXES)
-        return replace(self, **dict(zip(("key", "value", "positions"), held)), cursor=self.cursor + tokens, empty=False)
+    def _own_token(self, old: Array, new: Array, axis: int) -> Array:
+        """A device's slots after one more token, which is one device's."""
+        axes = self.slot_axes
+        slot, device = self.cursor // _devices(axes), self.cursor % _devices(axes)
+        kept = jax.lax.dynamic_slice_in_dim(old, slot, 1, axis)
+        new = jnp.where(device == jax.lax.axis_index(axes), new.astype(old.dtype), kept)
+        return jax.lax.dynamic_update_slice_in_dim(old, new, slot, axis)
+
+    def _own_tokens(self, old: Array, new: Array, axis: int) -> Array:
+        """A device's slots after its part of the first tokens."""
+        axes = self.slot_axes
+        if not divided("length"):
+            widths = [(0, 0)] * new.ndim
+            widths[axis] = (0, -new.shape[axis] % _devices(axes))
+            # Of keys and values what fills the last slots is of no account; their position is nobody's.
+            new = jnp.pad(new, widths, constant_values=EMPTY_POSITION if new.dtype == jnp.int32 else 0)
+            new = new.reshape(*new.shape[:axis], -1, _devices(axes), *new.shape[axis + 1 :])
+            new = jax.lax.dynamic_index_in_dim(new, jax.lax.axis_index(axes), axis + 1, keepdims=False)
+        return jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), 0, axis)
+
+    @property
+    def slot_axes(self) -> tuple[str, ...]:
+        """Mesh axes that divide the slots, inside of `zoo.parallel.spmd`."""
+        return divided("slots") if self.shared else ()
 
     def by_slot(self) -> tuple[Array, Array, Array]:
         """(key [B, S, K, H], value [B, S, K, H], positions [B, S])."""
@@ -77,14 +134,35 @@ class LayerCache:
         return key, value, positions
 
 
+def _devices(axes: tuple[str, ...]) -> int:
+    return math.prod(jax.lax.axis_size(name) for name in axes)
+
+
+def _last_of_all(x: Array, count: int, axis: int, axes: tuple[str, ...]) -> Array:
+    """The last `count` tokens of all devices, of which each has a piece: every device fills in what it has."""
+    tokens = x.shape[axis]
+    widths = [(0, 0)] * x.ndim
+    widths[axis] = (count, count)
+    behind = (_devices(axes) - jax.lax.axis_index(axes)) * tokens  # tokens from the first of this device to the end
+    start = jnp.minimum(behind, tokens + count)
+    return jax.lax.psum(jax.lax.dynamic_slice_in_dim(jnp.pad(x, widths), start, count, axis), axes)
+
+
 def empty_cache(
-    batch_size: int, slots: int, num_kv_heads: int, head_dim: int, dtype: jnp.dtype, lead: tuple[int, ...] = ()
+    batch_size: int,
+    slots: int,
+    num_kv_heads: int,
+    head_dim: int,
+    dtype: jnp.dtype,
+    lead: tuple[int, ...] = (),
+    shared: bool = False,
 ) -> LayerCache:
-    """A cache without tokens; `lead` = (units,) for scanned layers."""
+    """A cache without tokens; `lead` = (units,) for scanned layers; `shared`: devices share the slots."""
     return LayerCache(
         key=jnp.zeros((*lead, batch_size, num_kv_heads, head_dim, slots), dtype),
         value=jnp.zeros((*lead, batch_size, num_kv_heads, slots, head_dim), dtype),
         positions=jnp.full((*lead, batch_size, slots), EMPTY_POSITION, jnp.int32),
         cursor=jnp.zeros(lead, jnp.int32),
         empty=True,
+        shared=shared,
     )

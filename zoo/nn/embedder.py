@@ -1,6 +1,8 @@
 """Token embedding, tied with the output head."""
 
 import math
+from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,8 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.nn.execution import Execution
-from zoo.nn.parameters import fan_in_normal, parameter
+from zoo.nn.parameters import fan_in_normal, parameter, precision_of
+from zoo.parallel import divided, gather, leave_sublayer, sum_scatter
 
 
 class Embedder(nnx.Module):
@@ -25,19 +28,63 @@ class Embedder(nnx.Module):
 
     def encode(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Scaled embeddings in the compute dtype."""
-        rows = jnp.take(self.embedding[...], tokens, axis=0).astype(self.dtype)
+        shares = _Shares(divided("vocab"), divided("embed"))
+        rows = leave_sublayer(_look_up(self.embedding[...], tokens, self.dtype, shares), "vocab")
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype)
 
     def decode(self, hidden: Float[Array, "b t d"], soft_cap: float | None) -> Float[Array, "b t v"]:
         """float32 logits c * tanh(h . E^T / c); c = None: h . E^T."""
         embedding = self.embedding[...].astype(hidden.dtype)
-        precision = jax.lax.Precision.HIGHEST if hidden.dtype == jnp.float32 else None
-        flat = jnp.einsum(
-            "id,vd->iv",
-            hidden.reshape(-1, hidden.shape[-1]),
+        logits = jnp.einsum(
+            "btd,vd->btv",
+            hidden,
             embedding,
             preferred_element_type=jnp.float32,
-            precision=precision,
+            precision=precision_of(hidden.dtype),
         )
-        logits = flat.reshape(*hidden.shape[:-1], -1)
         return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
+
+
+class _Shares(NamedTuple):
+    """Mesh axes among whose devices the table is divided."""
+
+    words: tuple[str, ...]
+    width: tuple[str, ...]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _look_up(
+    table: Float[Array, "v d"], tokens: Int[Array, "b t"], dtype: jnp.dtype, shares: _Shares
+) -> Float[Array, "b t d"]:
+    """Rows of the table in `dtype`; where devices share the words, zeros for those of other devices.
+
+    Devices that share the width gather it in `dtype`, and add up its gradient in float32.
+    """
+    whole = gather(table.astype(dtype), shares.width, axis=1)
+    if not shares.words:
+        return jnp.take(whole, tokens, axis=0)
+    own = _own_words(tokens, len(table), shares)
+    return jnp.where((own >= 0)[..., None], jnp.take(whole, jnp.maximum(own, 0), axis=0), 0)
+
+
+def _look_up_forward(table, tokens, dtype, shares):
+    return _look_up(table, tokens, dtype, shares), (table, tokens)
+
+
+def _look_up_backward(dtype, shares, residuals, gradient):
+    table, tokens = residuals
+    own = _own_words(tokens, len(table), shares)
+    total = jnp.zeros((len(table), gradient.shape[-1]), jnp.promote_types(table.dtype, jnp.float32))
+    total = total.at[jnp.where(own < 0, len(table), own)].add(gradient.astype(total.dtype), mode="drop")
+    return sum_scatter(total, shares.width, axis=1).astype(table.dtype), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+def _own_words(tokens: Int[Array, "b t"], count: int, shares: _Shares) -> Int[Array, "b t"]:
+    """Row in this device's share of `count` words, -1 for words of other devices."""
+    if not shares.words:
+        return tokens
+    own = tokens - jax.lax.axis_index(shares.words) * count
+    return jnp.where((own >= 0) & (own < count), own, -1)

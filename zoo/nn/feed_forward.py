@@ -2,10 +2,12 @@
 
 import jax
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from zoo.nn.execution import Execution
 from zoo.nn.parameters import fan_in_normal, parameter, project
+from zoo.parallel import enter_sublayer, leave_sublayer
 
 
 class GatedFeedForward(nnx.Module):
@@ -15,11 +17,13 @@ class GatedFeedForward(nnx.Module):
         dtype = execution.weight_dtype
         self.gate = parameter(rngs, (embed_dim, hidden_dim), ("embed", "mlp"), fan_in_normal(embed_dim), dtype)
         self.up = parameter(rngs, (embed_dim, hidden_dim), ("embed", "mlp"), fan_in_normal(embed_dim), dtype)
-        self.down = parameter(rngs, (hidden_dim, embed_dim), ("mlp", "embed"), fan_in_normal(hidden_dim), dtype)
+        self.down = parameter(rngs, (hidden_dim, embed_dim), ("mlp_in", None), fan_in_normal(hidden_dim), dtype)
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        gate, up = project("btd,df->btf", x, self.gate[...]), project("btd,df->btf", x, self.up[...])
-        return _down(gate, up, self.down[...])
+        x = enter_sublayer(x)
+        gate = checkpoint_name(project("btd,df->btf", x, self.gate[...]), "gate")
+        up = checkpoint_name(project("btd,df->btf", x, self.up[...]), "up")
+        return leave_sublayer(_down(gate, up, self.down[...]), "mlp")
 
 
 @jax.checkpoint

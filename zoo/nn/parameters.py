@@ -7,6 +7,9 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from zoo.kernels.platform import target_platform
+from zoo.parallel import axis_divisions
+
 
 def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], initializer, dtype) -> nnx.Param:
     """A parameter with logical axis names, one per dimension; `zoo.parallel` maps them to mesh axes."""
@@ -23,8 +26,9 @@ def fan_in_normal(fan_in: int):
 def project(equation: str, inputs: Array, weight: Array) -> Float[Array, "..."]:
     """einsum of activations with a weight, e.g. ``project("btd,dnh->btnh", x, w)``; result in the dtype of `inputs`.
 
-    The last axes of `inputs` are contracted with the first of `weight`. Computed as one [tokens, in] @ [in, out]
-    product: a weight gradient that contracts two token axes leaves XLA:CPU's fast matrix multiplication (2.6x).
+    The last axes of `inputs` are contracted with the first of `weight`. On CPU it is computed as one
+    [tokens, in] @ [in, out] product: a weight gradient that contracts two token axes leaves XLA:CPU's fast matrix
+    multiplication (2.6x). Where sequences are divided among devices, [batch, length] cannot become one axis in place.
     """
     operands, result = equation.split("->")
     left, right = operands.split(",")
@@ -34,8 +38,10 @@ def project(equation: str, inputs: Array, weight: Array) -> Float[Array, "..."]:
         or result != left[: -len(contracted)] + right[len(contracted) :]
     ):
         raise ValueError(f"{equation!r}: need the last input axes contracted with the first weight axes")
+    if target_platform() != "cpu" or axis_divisions("length") > 1 or axis_divisions("residual_length") > 1:
+        return jnp.einsum(equation, inputs, weight.astype(inputs.dtype), precision=precision_of(inputs.dtype))
     lead, fan_in = inputs.shape[: -len(contracted)], math.prod(weight.shape[: len(contracted)])
-    precision = jax.lax.Precision.HIGHEST if inputs.dtype == jnp.float32 else None
+    precision = precision_of(inputs.dtype)
     rows, matrix = inputs.reshape(-1, fan_in), weight.astype(inputs.dtype).reshape(fan_in, -1)
     parts = _parts_of_few_rows(len(rows), *matrix.shape)
     if parts > 1:
@@ -46,8 +52,13 @@ def project(equation: str, inputs: Array, weight: Array) -> Float[Array, "..."]:
     return flat.reshape(*lead, *weight.shape[len(contracted) :])
 
 
+def precision_of(dtype: jnp.dtype) -> jax.lax.Precision | None:
+    """Of a product of such operands: float32 ones are not rounded to bfloat16 first."""
+    return jax.lax.Precision.HIGHEST if dtype == jnp.float32 else None
+
+
 def _parts_of_few_rows(rows: int, fan_in: int, fan_out: int) -> int:
     """Parts into which XLA:CPU likes the contraction of a few rows split: [8, 512] x [512, 2048] takes 0.75 of the time
     and [8, 2048] x [2048, 512] 0.65 of it in parts of 64, while outputs above 64 kB take longer (measured)."""
     few = 1 < rows <= 16 and rows * fan_out <= 16_384 and fan_in % 64 == 0
-    return fan_in // 64 if few and jax.default_backend() == "cpu" else 1
+    return fan_in // 64 if few else 1

@@ -13,6 +13,7 @@ from flax import nnx
 
 from zoo.errors import UserError
 from zoo.nn.execution import Execution
+from zoo.parallel import gather, shared
 
 
 def build_layers(
@@ -55,7 +56,7 @@ def run_layers(
         def unit(x, slices):
             new = []
             for graphdef, state, cache in zip(graphdefs, *slices, strict=True):
-                x, cache = apply(nnx.merge(graphdef, state), x, cache)
+                x, cache = apply(nnx.merge(graphdef, _gathered(state, execution)), x, cache)
                 new.append(cache)
             return x, tuple(new)
 
@@ -64,12 +65,29 @@ def run_layers(
         new = []
         for graphdef, state, cache in zip(graphdefs, states, held, strict=True):
             one = execution.remat(
-                lambda state, x, cache, graphdef=graphdef: apply(nnx.merge(graphdef, state), x, cache)
+                lambda state, x, cache, graphdef=graphdef: apply(
+                    nnx.merge(graphdef, _gathered(state, execution)), x, cache
+                )
             )
             x, cache = one(state, x, cache)
             new.append(cache)
         held = tuple(new)
     return x, None if caches is None else held
+
+
+def _gathered(state: nnx.State, execution: Execution) -> nnx.State:
+    """The parameters of one layer with all that devices share of them, in the compute dtype where they do."""
+
+    def whole(variable: nnx.Variable) -> nnx.Variable:
+        gathered = [(axis, shared(name)) for axis, name in enumerate(variable.get_metadata("axes")) if shared(name)]
+        if not gathered:
+            return variable
+        value = variable[...].astype(execution.dtype)
+        for axis, mesh_axes in gathered:
+            value = gather(value, mesh_axes, axis)
+        return variable.replace(value)
+
+    return nnx.from_flat_state([(path, whole(variable)) for path, variable in _paths(state)])
 
 
 def unstack_layers(state: nnx.State, unit: int) -> nnx.State:

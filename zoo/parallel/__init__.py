@@ -1,13 +1,31 @@
 """Mesh, sharding rules and the placement of parameters, batches and activations. Models never mention a mesh axis."""
 
+from zoo.parallel.distributed import DistributedConfig as DistributedConfig
+from zoo.parallel.distributed import start_distributed as start_distributed
+from zoo.parallel.manual import active_rules as active_rules
+from zoo.parallel.manual import divided as divided
+from zoo.parallel.manual import enter_sublayer as enter_sublayer
+from zoo.parallel.manual import gather as gather
+from zoo.parallel.manual import leave_sublayer as leave_sublayer
+from zoo.parallel.manual import own_part as own_part
+from zoo.parallel.manual import shared as shared
+from zoo.parallel.manual import spmd as spmd
+from zoo.parallel.manual import sum_over as sum_over
+from zoo.parallel.manual import sum_scatter as sum_scatter
 from zoo.parallel.mesh import MeshConfig as MeshConfig
 from zoo.parallel.mesh import make_mesh as make_mesh
 from zoo.parallel.mesh import mesh_sizes as mesh_sizes
+from zoo.parallel.per_shard import kv_heads_read as kv_heads_read
 from zoo.parallel.per_shard import per_shard as per_shard
+from zoo.parallel.rows import Rows as Rows
+from zoo.parallel.rows import rows_by_process as rows_by_process
+from zoo.parallel.rows import to_devices as to_devices
 from zoo.parallel.sharding import ShardingRules as ShardingRules
 from zoo.parallel.sharding import activation_sharding as activation_sharding
 from zoo.parallel.sharding import axis_divisions as axis_divisions
 from zoo.parallel.sharding import batch_sharding as batch_sharding
 from zoo.parallel.sharding import constrain as constrain
 from zoo.parallel.sharding import init_sharded as init_sharded
+from zoo.parallel.sharding import logical_axes as logical_axes
+from zoo.parallel.sharding import state_axes as state_axes
 from zoo.parallel.sharding import state_shardings as state_shardings

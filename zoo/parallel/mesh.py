@@ -9,7 +9,7 @@ import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from zoo.errors import UserError
+from zoo.errors import UserError, nearest_name
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,23 @@ def mesh_sizes(config: MeshConfig, devices: int) -> dict[str, int]:
     if fixed != devices:
         raise UserError(f"mesh {shown} takes {fixed} devices, there are {devices}")
     return sizes
+
+
+def parse_mesh(text: str) -> MeshConfig:
+    """The mesh that "data=2,tensor=4" names: other axes have one device, and -1 takes what is left.
+
+    Raises `UserError` for names that are no axis and for what is no whole number.
+    """
+    sizes = dict.fromkeys(AXES, 1)
+    for part in text.split(","):
+        name, _, size = (word.strip() for word in part.partition("="))
+        if name not in AXES:
+            raise UserError(f"mesh {text}: unknown axis {name!r}; {nearest_name(name, AXES)}")
+        try:
+            sizes[name] = int(size)
+        except ValueError:
+            raise UserError(f"mesh {text}: {name} needs a whole number, such as {name}=8") from None
+    return MeshConfig(**sizes)
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:

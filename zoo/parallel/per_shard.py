@@ -11,13 +11,15 @@ from zoo.parallel.sharding import ShardingRules, activation_context, axis_divisi
 Axes = tuple[str | None, ...]
 
 
-def per_shard(function: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: Axes) -> Callable[..., jax.Array]:
+def per_shard(
+    function: Callable[..., jax.Array], in_axes: Sequence[Axes], out_axes: Axes, *, exchanged: str | None = None
+) -> Callable[..., jax.Array]:
     """`function` of the whole arrays, computed by every device of the active `activation_sharding` on its own part.
 
     Outside of a context it is `function` itself. XLA cannot divide a `pallas_call`: without this it would gather the
     operands on every device, or refuse (TPU). `function` has to be independent along every axis that the rules divide,
-    as attention is along batch and heads. It gets every array as an argument and closes over none; inside it no context
-    is active.
+    as attention is along batch and heads; along the axis `exchanged` it exchanges parts itself. It gets every array as
+    an argument and closes over none; inside it no context is active.
 
     * A logical axis that its mesh axes do not divide (a batch of 1 on 8 devices) is left whole: every device computes
       all of it, which is exact, but no faster. An array whose size along an axis is 1 is broadcast.
@@ -27,34 +29,45 @@ def per_shard(function: Callable[..., jax.Array], in_axes: Sequence[Axes], out_a
     Args:
       in_axes: logical axes of each argument; an argument may be None.
       out_axes: logical axes of the result; all of them occur in `in_axes`.
+      exchanged: a logical axis along which devices depend on each other: `function` calls collectives over the mesh
+        axes that the rules give it.
 
     Raises:
-      NotImplementedError: mesh and rules divide "length".
-      ValueError: arguments that differ in the size of an axis, or heads of a device that begin or end within a group.
+      NotImplementedError: mesh and rules divide "length", and it is not `exchanged`.
+      ValueError: arguments that differ in the size of an axis, heads of a device that begin or end within a group, or
+        an exchanged axis that its mesh axes do not divide.
     """
     context = activation_context.get()
     if context is None:
         return function
     mesh, rules = context
-    if axis_divisions("length") > 1 and any("length" in axes for axes in in_axes):
+    if exchanged != "length" and axis_divisions("length") > 1 and any("length" in axes for axes in in_axes):
         raise NotImplementedError(f"per_shard does not support a divided length (rules.length = {rules.length!r})")
 
     def sharded(*arrays: jax.Array | None) -> jax.Array:
         given = [(x, axes) for x, axes in zip(arrays, in_axes, strict=True) if x is not None]
         sizes = _axis_sizes(given)
         parts = {name: _parts(mesh, rules, name, size) for name, size in sizes.items()}
+        if exchanged is not None and parts[exchanged] != axis_divisions(exchanged):
+            raise ValueError(
+                f"per_shard: axis {exchanged!r} of size {sizes[exchanged]} is not divisible by "
+                f"{axis_divisions(exchanged)} devices"
+            )
         alike = rules.mesh_axes("heads") == rules.mesh_axes("kv_heads")
         if "heads" in parts and "kv_heads" in parts and not (alike and parts["heads"] == parts["kv_heads"]):
             parts["kv_heads"] = 1
-        take_kv_heads = None
-        if parts.get("heads", 1) > 1 and parts.get("kv_heads") == 1:
-            take_kv_heads = _kv_heads_of_device(sizes["heads"], sizes["kv_heads"], parts["heads"], rules)
-            if "kv_heads" in out_axes:
-                raise ValueError("per_shard: a result with key/value heads needs them divided like the query heads")
+        take_kv_heads = parts.get("heads", 1) > 1 and parts.get("kv_heads") == 1
+        if take_kv_heads and "kv_heads" in out_axes:
+            raise ValueError("per_shard: a result with key/value heads needs them divided like the query heads")
 
         def run(*shards):
-            if take_kv_heads is not None:
-                shards = [take_kv_heads(x, axes) for x, (_, axes) in zip(shards, given, strict=True)]
+            if take_kv_heads:
+                own_heads = sizes["heads"] // parts["heads"]
+                take = kv_heads_read(own_heads, sizes["kv_heads"], rules.mesh_axes("heads"))
+                shards = [
+                    take(x, axes.index("kv_heads")) if "kv_heads" in axes else x
+                    for x, (_, axes) in zip(shards, given, strict=True)
+                ]
             remaining = iter(shards)
             token = activation_context.set(None)
             try:
@@ -99,19 +112,17 @@ def _parts(mesh: Mesh, rules: ShardingRules, name: str, size: int) -> int:
     return 1 if size % devices else devices
 
 
-def _kv_heads_of_device(heads: int, kv_heads: int, parts: int, rules: ShardingRules):
-    """A function (array, its axes) -> the array with the key/value heads that the query heads of this device read."""
-    group, own_heads = heads // kv_heads, heads // parts
+def kv_heads_read(own_heads: int, kv_heads: int, axes: tuple[str, ...]) -> Callable[[jax.Array, int], jax.Array]:
+    """A function (array, axis) -> the array with the key/value heads that this device's query heads read, for whole
+    key/value heads and query heads that mesh axes divide; to be called inside of `jax.shard_map`.
+
+    Raises:
+      ValueError: heads of a device that begin or end within a group.
+    """
+    group = own_heads * math.prod(jax.lax.axis_size(name) for name in axes) // kv_heads
     if own_heads % group and group % own_heads:
         raise ValueError(
             f"per_shard: {own_heads} query heads per device are neither whole groups of {group} nor an even part of one"
         )
-
-    def take(x: jax.Array, axes: Axes) -> jax.Array:
-        if "kv_heads" not in axes:
-            return x
-        device = jax.lax.axis_index(rules.mesh_axes("heads"))
-        count = max(own_heads // group, 1)
-        return jax.lax.dynamic_slice_in_dim(x, device * own_heads // group, count, axes.index("kv_heads"))
-
-    return take
+    first, count = jax.lax.axis_index(axes) * own_heads // group, max(own_heads // group, 1)
+    return lambda x, axis: jax.lax.dynamic_slice_in_dim(x, first, count, axis)

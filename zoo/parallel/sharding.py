@@ -5,7 +5,7 @@ import contextvars
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Literal
 
 import jax
 from flax import nnx
@@ -24,9 +24,9 @@ class ShardingRules:
     """Sequences of a batch."""
     length: MeshAxes = "context"
     """Tokens of a sequence."""
-    residual_length: MeshAxes = "context"
-    """Tokens of a sequence in the residual stream, between the sub-layers; ("context", "tensor") divides the norms and
-    what is saved for the backward pass among the devices of a tensor group (Korthikanti et al., arXiv 2205.05198)."""
+    residual_length: MeshAxes = ("context", "tensor")
+    """Tokens of a sequence in the residual stream, between the sub-layers: with "tensor", norms and what is saved for
+    the backward pass are divided among the devices of a tensor group (Korthikanti et al., arXiv 2205.05198)."""
     activation_embed: MeshAxes = None
     """Model width of activations."""
     vocab: MeshAxes = "tensor"
@@ -41,10 +41,17 @@ class ShardingRules:
     """Width of one head."""
     mlp: MeshAxes = "tensor"
     """Feed-forward width."""
+    mlp_in: MeshAxes = ("tensor", "fsdp", "context", "expert")
+    """Feed-forward width of the down projection, whose memory is contiguous along it: as mlp, then as embed."""
     norm: MeshAxes = None
     """Norm scales: small, kept whole."""
     layers: MeshAxes = None
     """Leading axis of scanned layers."""
+    slots: MeshAxes = "context"
+    """Slots of a global layer's cache. A local layer's ring is small and kept whole."""
+    context_exchange: Literal["auto", "ring", "gather"] = "auto"
+    """How global layers see the keys of other devices where "length" is divided: they travel around in a ring, or every
+    device gathers all of them; auto: see `zoo.kernels.context_attention.choose_exchange`."""
 
     def mesh_axes(self, axis: str) -> tuple[str, ...]:
         """The mesh axes of one logical axis, outermost first."""
@@ -65,6 +72,11 @@ def logical_axes(variable: nnx.Variable) -> tuple[str | None, ...]:
     """Axis names of a parameter as it was declared, with the leading axis of scanned layers where it has one."""
     axes = variable.get_metadata("axes")
     return axes if len(axes) == len(variable.shape) else ("layers", *axes)
+
+
+def state_axes(state: nnx.State) -> nnx.State:
+    """The state with the logical axes in place of every array."""
+    return nnx.from_flat_state([(path, v.replace(logical_axes(v))) for path, v in nnx.to_flat_state(state)])
 
 
 def state_shardings(abstract_state: nnx.State, mesh: Mesh, rules: ShardingRules) -> nnx.State:

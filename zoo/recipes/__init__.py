@@ -6,14 +6,32 @@
 import sys
 
 from zoo.errors import UserError, nearest_name
-from zoo.recipes import gemma2_2b, gemma2_2b_sft, gemma2_9b, gemma2_27b, gemma2_nano
+from zoo.recipes import (
+    gemma2_2b,
+    gemma2_2b_sft,
+    gemma2_2b_v5e_512,
+    gemma2_9b,
+    gemma2_9b_v4_4096,
+    gemma2_27b,
+    gemma2_27b_v5p_6144,
+    gemma2_nano,
+)
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
 
 __all__ = ["DEFAULT", "Recipe", "description", "first_difference", "recipe", "recipe_to_dict", "recipes"]
 
 DEFAULT = "gemma2-nano"
 
-_MODULES = (gemma2_nano, gemma2_2b, gemma2_9b, gemma2_27b, gemma2_2b_sft)
+_MODULES = (
+    gemma2_nano,
+    gemma2_2b,
+    gemma2_9b,
+    gemma2_27b,
+    gemma2_2b_sft,
+    gemma2_2b_v5e_512,
+    gemma2_9b_v4_4096,
+    gemma2_27b_v5p_6144,
+)
 
 
 def recipes() -> dict[str, Recipe]:

@@ -1,10 +1,14 @@
 """What a command says: results on standard output, warnings of the library as one line each on standard error."""
 
+import contextlib
 import logging
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import jax
+
+from zoo.training.replay import ReplayMismatch
 
 
 def say(text: str) -> None:
@@ -23,6 +27,17 @@ def show_logs() -> None:
     # What goes wrong in a background save is raised where it is waited for; the libraries' logs would say it twice.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     sys.unraisablehook = _ignore_late_callbacks
+
+
+@contextlib.contextmanager
+def replay_mismatch_in_one_line() -> Iterator[None]:
+    """A failed replay check ends the command with one line and exit code 1: no input is wrong, and the same command on
+    the same machines may well fail again."""
+    try:
+        yield
+    except ReplayMismatch as mismatch:
+        print(f"error: {mismatch}", file=sys.stderr, flush=True)
+        sys.exit(1)
 
 
 def _ignore_late_callbacks(unraisable: Any) -> None:

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 
 from zoo.data import Batch
 from zoo.parallel import batch_sharding
+from zoo.parallel.compiler_options import compiler_options
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.weights import AbstractModel, abstract_model
 from zoo.training.losses import next_token_loss
@@ -50,9 +51,12 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
         schedule=make_schedule(recipe.optimizer, recipe.loop.steps),
         accumulation_steps=recipe.optimizer.accumulation_steps,
         frozen_patterns=recipe.freeze,
+        spike_rule=recipe.optimizer.spike_rule,
     )
     state = abstract_state(model.params, optimizer)
-    return TrainingProgram(model, optimizer, loss, jit_train_step(step, state), state, abstract_batch(recipe, mesh))
+    options = compiler_options(mesh.devices.flat[0].platform) if mesh.size > 1 else None
+    jitted = jit_train_step(step, state, options)
+    return TrainingProgram(model, optimizer, loss, jitted, state, abstract_batch(recipe, mesh))
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:

@@ -11,7 +11,7 @@ from zoo.data import DataConfig
 from zoo.errors import UserError
 from zoo.models import ModelConfig
 from zoo.nn import Execution
-from zoo.parallel import MeshConfig, ShardingRules
+from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
 from zoo.training.loop import LoopConfig
 from zoo.training.optimizer import OptimizerConfig
 
@@ -21,7 +21,11 @@ MAY_CHANGE_ON_RESUME = (
     "mesh",
     "rules",
     "optimizer.accumulation_steps",
+    "optimizer.skip_spikes",
+    "optimizer.spike_window",
+    "optimizer.spike_limit",
     "data.read_threads",
+    "distributed",
     "loop.steps",
     "loop.stop_at_step",
     "loop.log_every",
@@ -30,6 +34,7 @@ MAY_CHANGE_ON_RESUME = (
     "loop.keep_last",
     "loop.checksums",
     "loop.profile_steps",
+    "loop.replay_check",
     "loss_chunk_tokens",
     "tensorboard",
     "wandb",
@@ -37,7 +42,8 @@ MAY_CHANGE_ON_RESUME = (
     "sample_tokens",
 )
 """What a run may be resumed with other values of: nothing here changes which numbers are computed, but for rounding.
-`loop.steps` is the exception (the schedule ends at it); a run that was made longer says so."""
+`loop.steps` is an exception (the schedule ends at it), and a run that was made longer says so. The rule for spikes is
+another: it is wanted when a run has met one."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,8 @@ class Recipe:
     """Devices."""
     rules: Annotated[ShardingRules, tyro.conf.Suppress] = ShardingRules()
     """What lies on which mesh axis."""
+    distributed: DistributedConfig = DistributedConfig()
+    """Several hosts."""
     run_dir: str = ""
     """Folder of the run; an existing one is resumed. Empty: runs/RECIPE."""
     init_from: str | None = None
@@ -125,6 +133,12 @@ def first_difference(saved: Mapping[str, Any], current: Mapping[str, Any]) -> tu
         if not free and name in flat_saved and flat_saved[name] != value:
             return name, flat_saved[name], value
     return None
+
+
+def same_on_all_processes(recipe: Recipe) -> dict[str, Any]:
+    """Every field by its dotted name, but for those that say which process this is."""
+    fields = _flatten(recipe_to_dict(recipe))
+    return {name: value for name, value in fields.items() if not name.startswith("distributed.")}
 
 
 def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

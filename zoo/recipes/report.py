@@ -13,7 +13,8 @@ from jax.sharding import Mesh
 from zoo.data import Baselines, Corpus, Tokenizer
 from zoo.inference import Sampling, generate
 from zoo.recipes.recipe import Recipe
-from zoo.training.pictures import loss_curve
+from zoo.training.goodput import Goodput
+from zoo.training.pictures import goodput_picture, loss_curve
 
 
 def opening(recipe: Recipe, mesh: Mesh, corpus: Corpus, tokenizer: Tokenizer, first_step: int) -> str:
@@ -58,6 +59,13 @@ def draw_losses(recipe: Recipe, found: Baselines | None) -> str:
     if jax.process_index() == 0:
         loss_curve(run / "metrics.jsonl", run / "loss.png", baselines=lines, title=recipe.name)
     return f"the loss curve is in {run / 'loss.png'}, every step in {run / 'metrics.jsonl'}"
+
+
+def show_goodput(recipe: Recipe, goodput: Goodput) -> str:
+    """Draws RUN/goodput.png; returns what the run's time went into."""
+    if jax.process_index() == 0:
+        goodput_picture(goodput.starts, Path(recipe.run_dir) / "goodput.png", title=recipe.name)
+    return goodput.table()
 
 
 def sample_text(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, tokenizer: Tokenizer) -> str:

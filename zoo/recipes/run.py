@@ -1,10 +1,13 @@
 """Beginning or resuming a run: its folder, its description, its tokenizer."""
 
 import dataclasses
+import logging
+import math
 import shutil
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from zoo.data import Corpus, Tokenizer, load_tokenizer, tokenizer_for
@@ -21,8 +24,11 @@ from zoo.training.run_directory import (
     read_run,
     saved_steps,
     tokenizer_dir,
+    wait_until_seen,
     write_run,
 )
+
+logger = logging.getLogger(__name__)
 
 
 def resolve_model(recipe: Recipe) -> Recipe:
@@ -32,6 +38,26 @@ def resolve_model(recipe: Recipe) -> Recipe:
     found = read_run(recipe.run_dir).model_dict if is_run_dir(recipe.run_dir) else None
     model = read_config(recipe.init_from) if found is None else config_from_dict(found)
     return dataclasses.replace(recipe, model=model)
+
+
+def choose_streams(recipe: Recipe) -> Recipe:
+    """The recipe with `data.streams` set: as the run in its folder has it; for a new run the number of processes, or
+    the largest part of it that divides the batch."""
+    if recipe.data.streams is not None:
+        return recipe
+    run, processes = Path(recipe.run_dir), jax.process_count()
+    streams = math.gcd(recipe.data.batch_size, processes)
+    if is_run_dir(run):
+        # Before there were streams every process was one, and named its file after their number.
+        found = [path.stem.rpartition("-of-")[2] for path in checkpoints_dir(run).glob("*/data/*-of-*.json")]
+        streams = read_run(run).config.get("data", {}).get("streams") or (int(found[0]) if found else 1)
+        if processes > streams:
+            logger.warning(
+                "data.streams=%d since the run began, and %d processes now: some of them read the same stream",
+                streams,
+                processes,
+            )
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, streams=streams))
 
 
 def saved_run(recipe: Recipe) -> RunInfo | None:
@@ -111,6 +137,33 @@ def _tokenizer_of(checkpoint: str) -> Tokenizer | None:
     return None
 
 
+def check_same_data(corpus: Corpus, tokenizer: Tokenizer, saved: RunInfo | None) -> None:
+    """Raises `UserError`, on all processes alike, if one of them sees other documents than the first, has another
+    tokenizer, or does not see the run that the others resume."""
+    if jax.process_count() == 1:
+        return
+    same_python = "every host needs the same files, the same Python and the same version of the tokenizer's library"
+    own = {
+        f"the documents: {same_python}": corpus.fingerprint[:32],
+        f"the tokenizer: {same_python}": tokenizer.fingerprint[:32],
+        "what is in the run directory: all hosts must share it": f"{saved is not None:032}",
+    }
+    digests = np.stack([np.frombuffer(bytes.fromhex(value), np.uint8) for value in own.values()])
+    every = multihost_utils.process_allgather(digests)
+    for process, theirs in enumerate(every):
+        for name, first, other in zip(own, every[0], theirs, strict=True):
+            if not np.array_equal(first, other):
+                what, _, right = name.partition(": ")
+                raise UserError(f"{what}: not the same on process 0 and on process {process}; {right}")
+
+
+def how_to_go_on(recipe: Recipe) -> str:
+    """What to do after an interruption, and which step will be continued from."""
+    steps = saved_steps(checkpoints_dir(recipe.run_dir))
+    what_for = f" to continue from the last checkpoint, step {steps[-1]}" if steps else ": nothing was saved yet"
+    return f"run the same command again{what_for}"
+
+
 def describe_run(recipe: Recipe, tokenizer: Tokenizer) -> RunInfo:
     """What `run.json` will say."""
     run = Path(recipe.run_dir)
@@ -126,11 +179,21 @@ def describe_run(recipe: Recipe, tokenizer: Tokenizer) -> RunInfo:
 
 
 def begin_run(info: RunInfo, tokenizer: Tokenizer, *, new: bool) -> None:
-    """Writes the tokenizer (of a new run) and then `run.json`: a folder with a `run.json` is complete."""
+    """Writes the tokenizer (of a new run) and then `run.json`: a folder with a `run.json` is complete.
+
+    Raises:
+        UserError: another run was begun there in the meantime, or a process does not see what the first one wrote.
+    """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("zoo: what was in the run directory is known to all processes")
-    if jax.process_index() != 0:
-        return
+    if jax.process_index() == 0:
+        _write_run(info, tokenizer, new=new)
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices("zoo: the run directory is written")
+        wait_until_seen(info.path / "run.json")
+
+
+def _write_run(info: RunInfo, tokenizer: Tokenizer, *, new: bool) -> None:
     if new:
         if is_run_dir(info.path):
             raise UserError(f"another process has begun a run in {info.path}: choose another --run-dir")

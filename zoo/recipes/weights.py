@@ -1,5 +1,6 @@
 """The parameters that a run begins with: restored, taken from another checkpoint, or random."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,16 +42,16 @@ def abstract_model(recipe: Recipe, mesh: Mesh) -> AbstractModel:
 
 
 def restore_or_begin(
-    recipe: Recipe, mesh: Mesh, model: AbstractModel, optimizer: optax.GradientTransformation, checkpoints: Checkpoints
-) -> tuple[TrainState, Any]:
-    """The newest saved state and data position, or the state before the first step and None."""
-    restored = checkpoints.restore_newest(abstract_state(model.params, optimizer))
+    recipe: Recipe,
+    mesh: Mesh,
+    model: AbstractModel,
+    optimizer: optax.GradientTransformation,
+    checkpoints: Checkpoints,
+    parts: Sequence[str],
+) -> tuple[TrainState, dict[str, Any] | None]:
+    """The newest saved state and these parts of its data position, or the state before the first step and None."""
+    restored = checkpoints.restore_newest(abstract_state(model.params, optimizer), parts)
     if restored is not None:
-        if restored.data_state is None:
-            raise UserError(
-                f"the checkpoint of step {restored.step} was saved by another number of processes than "
-                f"{jax.process_count()}: the position in the data cannot be carried over"
-            )
         return restored.state, restored.data_state
     if recipe.init_from is not None:
         params = load_params(recipe.init_from, recipe, mesh)

@@ -4,21 +4,21 @@ A checkpoint is RUN/checkpoints/STEP with four items, so that each can be read a
 
     params     nested dictionary of the parameters (layers/0/attention/query), what inference and export need
     optimizer  nested dictionary of the optimizer state, plus `step`, `tokens` and `rng` (key data)
-    data       the data iterator's position after the last batch that was trained on, one file a process
+    data       the data iterator's position after the last batch that was trained on, one file a part (zoo.data.streams)
     meta       JSON: the run's description, step, tokens, metrics
 
 A checkpoint is written into a temporary folder, listed with checksums, and published by one rename. What is committed
 is therefore complete, and what was damaged afterwards is noticed, named, and passed over for the step before it.
 """
 
+import functools
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,8 +29,9 @@ from orbax.checkpoint import checkpoint_managers
 
 from zoo.errors import UserError
 from zoo.training.manifest import find_damage, write_manifest
+from zoo.training.optimizer import SPIKES
 from zoo.training.parameters import flatten_with_names, nested_dict
-from zoo.training.run_directory import checkpoints_dir, is_step_dir, saved_steps
+from zoo.training.run_directory import checkpoints_dir, is_step_dir, saved_steps, wait_until_seen
 from zoo.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -48,8 +49,8 @@ class Restored:
     """Number of training steps that were done."""
     state: TrainState
     """The state after that step, on the shardings that were asked for."""
-    data_state: Any
-    """State of this process's data iterator; None if it was saved by a run with another number of processes."""
+    data_state: dict[str, Any]
+    """The parts of the data iterator's position that were asked for."""
     meta: dict[str, Any]
     """The JSON that was saved beside the arrays."""
 
@@ -99,7 +100,7 @@ class Checkpoints:
         step: int,
         state: TrainState,
         *,
-        data_state: Any,
+        data_state: Mapping[str, Any] | None,
         meta: Mapping[str, Any],
         validation_loss: float | None = None,
     ) -> None:
@@ -108,7 +109,8 @@ class Checkpoints:
         Args:
             step: number of training steps that were done.
             state: the state after them.
-            data_state: what the data iterator's `get_state` gave after the last batch of them; JSON.
+            data_state: what the data iterator's `get_state` gave after the last batch of them: names to JSON. Every
+                process gives the parts that are its own.
             meta: the run's description under "run", so that the checkpoint can be opened alone, and anything else.
             validation_loss: decides which checkpoint is the best; None if it was not measured at this step.
 
@@ -123,7 +125,7 @@ class Checkpoints:
                 args=ocp.args.Composite(
                     params=ocp.args.StandardSave(nested_dict(flatten_with_names(state.params))),
                     optimizer=ocp.args.StandardSave(nested_dict(flatten_with_names(_optimizer_item(state)))),
-                    data=grain.checkpoint.CheckpointSave(_Position(data_state)),
+                    data=SaveParts(dict(data_state or {})),
                     meta=ocp.args.JsonSave(dict(meta)),
                 ),
                 metrics={"validation_loss": validation_loss},
@@ -151,11 +153,12 @@ class Checkpoints:
         except Exception as error:
             raise self._explained(error) from error
 
-    def restore_newest(self, like: TrainState) -> Restored | None:
+    def restore_newest(self, like: TrainState, parts: Sequence[str] | None = None) -> Restored | None:
         """Restores the newest checkpoint that is whole, None if there is none at all.
 
         `like` holds arrays or `jax.ShapeDtypeStruct`s with shardings (`zoo.training.state.abstract_state`): what to
-        restore, and onto which devices, which need not be those that it was saved from.
+        restore, and onto which devices, which need not be those that it was saved from. `parts` are the parts of the
+        data iterator's position that this process needs, whichever process saved them; None is all of them.
 
         Damaged checkpoints are named in one warning each and moved to RUN/damaged, so that the resumed run can save
         their steps anew.
@@ -163,24 +166,21 @@ class Checkpoints:
         Raises:
             UserError: every checkpoint is damaged, or they are of another model.
         """
-        steps = self.steps
-        for step in reversed(steps):
+        step = found = _of_first_process(max(self.steps, default=-1))
+        while step >= 0:
             folder = self._folder / str(step)
+            wait_until_seen(folder)
             try:
                 _check_folder(folder)
-                restored = Restored(
-                    step=step,
-                    state=_restore_state(folder, like),
-                    data_state=_read_position(folder / "data"),
-                    meta=_read_json(folder / "meta" / "metadata"),
-                )
+                restored = _restore(folder, like, parts)
             except DamagedCheckpoint as damage:
                 logger.warning("checkpoint %s is damaged (%s): it is moved to %s", folder, damage, self._damaged)
                 self._set_aside(folder)
+                step = _of_first_process(max((saved for saved in self.steps if saved < step), default=-1))
             else:
                 self._manager.reload()
                 return restored
-        if steps:
+        if found >= 0:
             raise UserError(
                 f"every checkpoint of {self._folder.parent} is damaged (moved to {self._damaged}): "
                 "run the same command again to start this run from its beginning"
@@ -248,14 +248,31 @@ def restore_params(path: str | Path, params: Any, step: int | None = None) -> An
     raise UserError(f"every checkpoint in {folder} is damaged")
 
 
-class _Position:
-    """A data iterator's position in the form that Grain's checkpoint handler saves (one file a process)."""
+class PartsHandler(ocp.CheckpointHandler):
+    """Writes every part as NAME.json, each by the process that has it."""
 
-    def __init__(self, state: Any):
-        self._state = state
+    def save(self, directory: epath.Path, args: "SaveParts") -> None:
+        """Writes the parts of this process."""
+        for name, part in args.parts.items():
+            (directory / f"{name}.json").write_text(json.dumps(part), encoding="utf-8")
 
-    def get_state(self) -> bytes:
-        return json.dumps(self._state).encode()
+    def restore(self, directory: epath.Path, args: Any = None) -> dict[str, Any]:
+        """All parts, of all processes."""
+        return _read_parts(Path(directory), None)
+
+
+@ocp.args.register_with_handler(PartsHandler, for_save=True, for_restore=True)
+@dataclass
+class SaveParts(ocp.args.CheckpointArgs):
+    """What to save with `PartsHandler`."""
+
+    parts: dict[str, Any]
+    """Names to JSON."""
+
+
+def _of_first_process(number: int) -> int:
+    """What the first process sees: on a shared file system another one may see it later."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
 
 
 def _validation_loss(metrics: Mapping[str, Any]) -> float:
@@ -282,6 +299,25 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
     }
 
 
+def _restore(folder: Path, like: TrainState, parts: Sequence[str] | None) -> Restored:
+    """Restores one checkpoint. Raises `DamagedCheckpoint`, on all processes alike, if one of them cannot read it."""
+    damage: DamagedCheckpoint | None = None
+    try:
+        restored = Restored(
+            step=int(folder.name),
+            state=_restore_state(folder, like),
+            data_state=_read_parts(folder / "data", parts),
+            meta=_read_json(folder / "meta" / "metadata"),
+        )
+    except DamagedCheckpoint as error:
+        damage = error
+    if jax.process_count() > 1 and np.any(multihost_utils.process_allgather(np.int32(damage is not None))):
+        damage = damage or DamagedCheckpoint("found by another process")
+    if damage is not None:
+        raise damage
+    return restored
+
+
 def _restore_state(folder: Path, like: TrainState) -> TrainState:
     implementations = []
 
@@ -293,25 +329,39 @@ def _restore_state(folder: Path, like: TrainState) -> TrainState:
     data = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=getattr(like.rng, "sharding", None))
     wanted = {"opt_state": like.opt_state, "step": like.step, "tokens": like.tokens, "rng": data}
     params = _restore_item(folder / "params", like.params)
-    item = _restore_item(folder / "optimizer", wanted)
+    item = _restore_item(folder / "optimizer", wanted, optional=SPIKES)
     rng = jax.random.wrap_key_data(item.pop("rng"), impl=implementations[0])
     return TrainState(params=params, rng=rng, **item)
 
 
-def _restore_item(folder: Path, like: Any) -> Any:
-    """Restores one item of arrays into a tree like `like`. Raises `UserError` for other names or shapes than saved."""
+def _restore_item(folder: Path, like: Any, *, optional: str | None = None) -> Any:
+    """Restores one item of arrays into a tree like `like`. Raises `UserError` for other names or shapes than saved.
+
+    The part called `optional`, of scalars, may be missing on either side: what was not saved begins at zero, what is
+    not wanted is left out.
+    """
     abstract = jax.tree.map(_abstract, like)
     named = flatten_with_names(abstract)
     try:
         saved = flatten_with_names(ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree)
     except Exception as error:
         raise DamagedCheckpoint(f"{folder.name}: {_first_line(error)}") from error
-    _check_same_tree(folder, saved, named)
+    new = {name: leaf for name, leaf in named.items() if name not in saved and optional in name.split("/")}
+    scalar = next((leaf.sharding for leaf in named.values() if not leaf.shape), None)
+    left_out = {
+        name: jax.ShapeDtypeStruct(saved[name].shape, saved[name].dtype, sharding=scalar)
+        for name in saved
+        if name not in named and optional in name.split("/")
+    }
+    expected = {name: leaf for name, leaf in named.items() if name not in new} | left_out
+    _check_same_tree(folder, saved, expected)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            restored = flatten_with_names(checkpointer.restore(folder, nested_dict(named)))
+            restored = flatten_with_names(checkpointer.restore(folder, nested_dict(expected)))
     except Exception as error:
         raise DamagedCheckpoint(f"{folder.name}: {_first_line(error)}") from error
+    for name, leaf in new.items():
+        restored[name] = jax.jit(functools.partial(jnp.zeros, leaf.shape, leaf.dtype), out_shardings=leaf.sharding)()
     return jax.tree.unflatten(jax.tree.structure(abstract), [restored[name] for name in named])
 
 
@@ -334,11 +384,12 @@ def _check_same_tree(folder: Path, saved: Mapping[str, Any], wanted: Mapping[str
             raise UserError(f"{folder} is of another model: the model has no {name}")
 
 
-def _read_position(folder: Path) -> Any:
-    path = folder / f"process_{jax.process_index()}-of-{jax.process_count()}.json"
-    if not path.is_file() and any(folder.glob("process_*.json")):
-        return None
-    return _read_json(path)
+def _read_parts(folder: Path, names: Sequence[str] | None) -> dict[str, Any]:
+    """The parts of a position. Before there were streams every process was one, and the files had its name."""
+    if names is None:
+        names = sorted(path.stem.replace("process_", "stream_") for path in folder.glob("*.json"))
+    older = {name: folder / f"{name.replace('stream_', 'process_')}.json" for name in names}
+    return {name: _read_json(older[name] if older[name].is_file() else folder / f"{name}.json") for name in names}
 
 
 def _read_json(path: Path) -> Any:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Int
 
-from zoo.training.loop import to_devices
+from zoo.parallel.rows import to_devices
 from zoo.training.step import LossFunction, make_eval_step
 
 

@@ -4,27 +4,30 @@
   step are fetched when the step after it is already on its way. They are exact all the same: every step has its line.
 * A step is written down before a checkpoint that contains it is saved. Whatever is killed, metrics.jsonl cut back to
   the checkpoint's step is what an uninterrupted run would have had there.
-* SIGTERM and Ctrl-C let the step finish, save, and return. A second one ends the process at once.
+* SIGTERM, SIGUSR1 and Ctrl-C let the step finish, save, and return (zoo.training.stopping).
 """
 
+import contextlib
 import math
-import os
-import signal
-import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
 import jax
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from zoo.errors import UserError
+from zoo.parallel.rows import to_devices
 from zoo.training.checkpoints import Checkpoints, disk_is_full
+from zoo.training.failures import last_kept, not_finite, too_many_spikes
+from zoo.training.goodput import Goodput, StepClock
+from zoo.training.profiling import ProfileWindow
+from zoo.training.replay import ReplayMismatch, check_replay, copy_state
 from zoo.training.state import TrainState, tokens_seen
+from zoo.training.stopping import StopRequest
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class LoopConfig:
     """Read every checkpoint back to record its checksums; False records sizes only."""
     profile_steps: int = 0
     """Steps to trace into RUN/profile once the run is warm; 0 = none."""
+    replay_check: int = 0
+    """Every so many steps compute the step twice and compare all bits, which finds silent data corruption; 0 = never. A
+    check takes a step's time and room for a second copy of the state. See zoo.training.replay."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "log_every", "evaluate_every", "checkpoint_every", "keep_last"):
@@ -55,6 +61,8 @@ class LoopConfig:
                 raise UserError(f"{name} must lie in 1 .. 2^31 - 1, got {getattr(self, name)}")
         if not 0 <= self.profile_steps <= 1000:
             raise UserError(f"profile_steps must lie in 0 .. 1000, got {self.profile_steps}")
+        if not 0 <= self.replay_check < 2**31:
+            raise UserError(f"replay_check must lie in 0 .. 2^31 - 1, got {self.replay_check}")
         if self.stop_at_step is not None and self.stop_at_step < 1:
             raise UserError(f"stop_at_step must be at least 1, got {self.stop_at_step}")
 
@@ -73,7 +81,7 @@ class Batches(Protocol):
     """A data iterator that knows where it is."""
 
     def __next__(self) -> Any:
-        """This process's rows of the next batch, numpy arrays."""
+        """The next batch: numpy arrays, or `Rows` of them where this process does not hold all."""
 
     def get_state(self) -> Any:
         """The position after the last batch; JSON."""
@@ -89,6 +97,8 @@ class Outcome:
     """Steps that are done, those of earlier invocations included."""
     stopped: bool
     """Whether it was asked to stop before the run's last step."""
+    preempted: bool = False
+    """Whether a machine asked for that, so that the same command should be run again by whoever launched this one."""
     validation: Mapping[str, float] = field(default_factory=dict)
     """The last validation of this invocation, empty if there was none."""
 
@@ -106,6 +116,8 @@ def run_loop(
     record: Callable[[Mapping[str, Any]], None],
     meta: Mapping[str, Any],
     epochs: Callable[[Any], float] | None = None,
+    goodput: Goodput | None = None,
+    spike_limit: int | None = None,
 ) -> Outcome:
     """Trains from `state.step` to `config.last_step`.
 
@@ -121,14 +133,18 @@ def run_loop(
         record: is given the numbers of each step, in order, each step once.
         meta: saved with every checkpoint.
         epochs: from a position of `batches` to how often the data has been read, to be written down with each step.
+        goodput: is told what the time goes into.
+        spike_limit: more steps in a row left out as loss spikes than this are an error.
 
     Raises:
-        UserError: a loss or gradient is not finite (nothing of that step is kept), or the disk is full. The
-            checkpoints that were saved before stay as they are.
+        UserError: a loss or gradient is not finite (nothing of that step is kept), too many spikes, or the disk is
+            full. The checkpoints that were saved before stay as they are, here and below.
+        ReplayMismatch: a step computed twice gave two results; nothing of it is kept.
     """
     step, last = int(state.step), config.last_step
     tokens = tokens_seen(state)
     clock = time.perf_counter()
+    goodput = goodput or Goodput(run, first_step=step)
     pending: _Step | None = None
     position: Any = None
     saved = validated = -1
@@ -139,10 +155,14 @@ def run_loop(
         nonlocal tokens, clock
         numbers = {name: value.item() for name, value in jax.device_get(dict(done.metrics)).items()}
         if not numbers.pop("finite"):
-            raise UserError(_not_finite(done.step, numbers, run, _saved(checkpoints)))
+            raise UserError(not_finite(done.step, numbers, run, _saved(checkpoints)))
+        if spike_limit is not None and numbers.get("skipped_in_a_row", 0) > spike_limit:
+            raise UserError(too_many_spikes(done.step, numbers, run, _saved(checkpoints)))
+        goodput.step(done.step, fetched=done.fetched, dispatched=done.dispatched, done=done.end.result())
         now = time.perf_counter()
         tokens += int(numbers["tokens"])
         numbers |= {"step": done.step, "step_tokens": int(numbers["tokens"]), "tokens": tokens, "seconds": now - clock}
+        numbers["goodput"] = goodput.fraction
         clock = now
         return numbers | ({} if epochs is None else {"epoch": epochs(done.position)})
 
@@ -158,19 +178,41 @@ def run_loop(
                 f"saved steps that are intact: {kept}"
             ) from error
 
+    def save() -> None:
+        with goodput.spending("checkpoint", fetched=fetched):
+            _save(checkpoints, step, state, position, meta, tokens, validation if validated == step else {})
+
     first_profiled = step + min(5, max(0, last - step - config.profile_steps))
-    with StopRequest() as stop, _ProfileWindow(run / "profile", first_profiled, config.profile_steps) as profile:
+    with (
+        StopRequest() as stop,
+        ProfileWindow(run / "profile", first_profiled, config.profile_steps) as profile,
+        contextlib.closing(StepClock()) as step_clock,
+        contextlib.closing(goodput),
+    ):
         upcoming = _fetch(batches, sharding) if step < last else None
+        fetched = time.perf_counter()
         while upcoming is not None and not stop.requested(step):
             batch, position = upcoming
             profile.before(step)
+            replay_due = config.replay_check and (step + 1) % config.replay_check == 0
+            if replay_due and pending is not None:  # written down first: it may be the last good step
+                write_down(numbers_of(pending))
+                pending = None
+            arrived, dispatched = fetched, time.perf_counter()
             with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
-                state, metrics = train_step(state, batch)
+                if replay_due:
+                    before = goodput.seconds["replay"]
+                    state, metrics = _checked_step(train_step, state, batch, step + 1, goodput, fetched, checkpoints)
+                    clock += goodput.seconds["replay"] - before  # nor does the second run
+                else:
+                    state, metrics = train_step(state, batch)
             step += 1
+            end = step_clock.watch(metrics)
             upcoming = _fetch(batches, sharding) if step < last else None
+            fetched = time.perf_counter()
             if pending is not None:
                 write_down(numbers_of(pending))
-            pending = _Step(step, metrics, position)
+            pending = _Step(step, metrics, position, arrived, dispatched, end)
             checkpoints.check()
             profile.after(step, metrics)
             evaluation_due = step % config.evaluate_every == 0 or step == config.steps
@@ -179,19 +221,21 @@ def run_loop(
                 continue
             numbers, pending = numbers_of(pending), None
             if evaluation_due:
-                validation, validated = evaluate(state.params), step
+                with goodput.spending("evaluation", fetched=fetched):
+                    validation, validated = evaluate(state.params), step
                 numbers |= validation
             write_down(numbers)
             if save_due:
-                _save(checkpoints, step, state, position, meta, tokens, validation if validated == step else {})
+                save()
                 saved = step
             clock = time.perf_counter()  # neither validation nor saving counts as training time
         if pending is not None:
             write_down(numbers_of(pending))
         if position is not None and saved != step:
-            _save(checkpoints, step, state, position, meta, tokens, validation if validated == step else {})
-        checkpoints.wait()
-    return Outcome(state, step, stopped=step < config.steps, validation=validation)
+            save()
+        with goodput.spending("checkpoint"):
+            checkpoints.wait()
+    return Outcome(state, step, stopped=step < config.steps, preempted=stop.preempted, validation=validation)
 
 
 @dataclass(frozen=True)
@@ -201,6 +245,34 @@ class _Step:
     step: int
     metrics: Mapping[str, jax.Array]
     position: Any
+    fetched: float
+    dispatched: float
+    end: "Future[float]"
+
+
+def _checked_step(
+    train_step: Callable[[TrainState, Any], tuple[TrainState, Mapping[str, jax.Array]]],
+    state: TrainState,
+    batch: Any,
+    number: int,
+    goodput: Goodput,
+    fetched: float,
+    checkpoints: Checkpoints,
+) -> tuple[TrainState, Mapping[str, jax.Array]]:
+    """A step that is computed twice."""
+    with goodput.spending("replay", fetched=fetched):
+        copy = jax.block_until_ready(copy_state(state))
+    dispatched = time.perf_counter()
+    result = train_step(state, batch)
+    jax.block_until_ready(result[1])
+    goodput.step(number, fetched=fetched, dispatched=dispatched, done=time.perf_counter())
+    with goodput.spending("replay"):
+        try:
+            check_replay(result, train_step(copy, batch), number)
+        except ReplayMismatch as mismatch:
+            kept = last_kept(_saved(checkpoints))
+            raise ReplayMismatch(f"{mismatch}; nothing of this step is kept; {kept}") from None
+    return result
 
 
 def _fetch(batches: Batches, sharding: NamedSharding) -> tuple[Any, Any]:
@@ -208,11 +280,6 @@ def _fetch(batches: Batches, sharding: NamedSharding) -> tuple[Any, Any]:
     batch = next(batches)
     position = batches.get_state()
     return to_devices(batch, sharding), position
-
-
-def to_devices(batch: Any, sharding: NamedSharding) -> Any:
-    """This process's rows of a batch as (part of) global arrays [B, ...], divided as `sharding` divides [B, T]."""
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
 def _save(
@@ -238,80 +305,3 @@ def _saved(checkpoints: Checkpoints) -> tuple[int, ...]:
     """The committed steps, one that is still being written included."""
     checkpoints.wait()
     return checkpoints.steps
-
-
-def _not_finite(step: int, numbers: Mapping[str, float], run: Path, steps: tuple[int, ...]) -> str:
-    what = (
-        f"loss is {numbers['loss']}"
-        if not math.isfinite(numbers["loss"])
-        else f"gradient norm is {numbers['grad_norm']}"
-    )
-    kept = f"the last good checkpoint, step {steps[-1]}, is kept" if steps else "no checkpoint was saved before it"
-    return (
-        f"step {step}: the {what} on batch {step} of the data; {kept}; try a smaller "
-        f"optimizer.learning_rate, or look at that batch (run {run})"
-    )
-
-
-class StopRequest:
-    """Notices SIGTERM and Ctrl-C, once, so that the loop can finish its step; all processes stop at the same step."""
-
-    def __init__(self) -> None:
-        self._received: int | None = None
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> "StopRequest":
-        if threading.current_thread() is threading.main_thread():
-            # With several processes, JAX's own service watches SIGTERM and tells all of them the step to stop at.
-            for signum in (signal.SIGINT,) if jax.process_count() > 1 else (signal.SIGTERM, signal.SIGINT):
-                self._previous[signum] = signal.signal(signum, self._receive)
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._restore()
-
-    def requested(self, step: int) -> bool:
-        """Whether to stop after `step` steps."""
-        if jax.process_count() > 1:
-            return multihost_utils.reached_preemption_sync_point(step)
-        return self._received is not None
-
-    def _receive(self, signum: int, _frame: FrameType | None) -> None:
-        if self._received is not None:
-            self._restore()
-            os.kill(os.getpid(), signum)
-        self._received = signum
-
-    def _restore(self) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous = {}
-
-
-class _ProfileWindow:
-    """Traces some steps, after those that compile and warm up."""
-
-    def __init__(self, folder: Path, first: int, steps: int):
-        self._folder, self._first, self._steps = folder, first, steps
-        self._running = False
-
-    def __enter__(self) -> "_ProfileWindow":
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        self._stop()
-
-    def before(self, step: int) -> None:
-        if self._steps and step == self._first:
-            jax.profiler.start_trace(self._folder)
-            self._running = True
-
-    def after(self, step: int, metrics: Any) -> None:
-        if self._running and step == self._first + self._steps:
-            jax.block_until_ready(metrics)
-            self._stop()
-
-    def _stop(self) -> None:
-        if self._running:
-            jax.profiler.stop_trace()
-            self._running = False

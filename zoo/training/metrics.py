@@ -58,6 +58,17 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
     return [numbers for numbers, _ in _read_lines(Path(path))]
 
 
+def last_step(path: str | Path) -> int:
+    """The step of the last whole line of a metrics.jsonl, from its last 64 KiB; 0 if there is none."""
+    path = Path(path)
+    if not path.is_file():
+        return 0
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - 2**16))
+        lines = _whole_lines(file.read().decode("utf-8", errors="replace"))
+    return lines[-1][0]["step"] if lines else 0
+
+
 class TensorBoard:
     """Scalars for TensorBoard. What an earlier process wrote after `last_step` is hidden by the program."""
 
@@ -176,8 +187,11 @@ def _require_wandb() -> None:
 
 def _read_lines(path: Path) -> list[tuple[dict[str, Any], str]]:
     """(numbers, line) of every whole line with a step."""
+    return _whole_lines(path.read_text(encoding="utf-8", errors="replace") if path.is_file() else "")
+
+
+def _whole_lines(text: str) -> list[tuple[dict[str, Any], str]]:
     found = []
-    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     for line in text.splitlines(keepends=True):
         try:
             numbers = json.loads(line)

@@ -11,8 +11,12 @@ from jaxtyping import Array
 
 from zoo.errors import UserError, nearest_name
 from zoo.training.parameters import flatten_with_names, matching_names, nested_dict
+from zoo.training.spikes import SpikeRule, new_statistics
 
 Schedule = Literal["cosine", "wsd", "constant"]
+
+SPIKES = "spikes"
+"""Key of the statistics in the last element of the optimizer state, where spikes are looked for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +49,13 @@ class OptimizerConfig:
     """Micro-batches that a step's batch is split into; the gradient is that of the whole batch."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage of the first moment; "bfloat16" saves 2 bytes per parameter."""
+    skip_spikes: float | None = None
+    """Leave out a step whose loss or gradient norm lies so many standard deviations above the running mean, such as 6;
+    None is off. See zoo.training.spikes."""
+    spike_window: int = 128
+    """Steps that the running mean looks back; nothing is left out during the first so many."""
+    spike_limit: int = 10
+    """More steps left out in a row than this stop the run."""
 
     def __post_init__(self) -> None:
         if self.schedule not in get_args(Schedule):
@@ -62,10 +73,18 @@ class OptimizerConfig:
             ("weight_decay", 0.0, 10.0),
             ("clip_norm", 0.0, float("inf")),
             ("accumulation_steps", 1, 10**6),
+            ("skip_spikes", 0.1, 1000.0),
+            ("spike_window", 2, 10**6),
+            ("spike_limit", 1, 10**6),
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:  # also refuses NaN
                 raise UserError(f"{name} must be between {low:g} and {high:g}, not {value}")
+
+    @property
+    def spike_rule(self) -> SpikeRule | None:
+        """When a step is left out; None for never."""
+        return None if self.skip_spikes is None else SpikeRule(self.skip_spikes, self.spike_window)
 
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
@@ -114,7 +133,8 @@ def make_optimizer(
 
     Parameters covered by a pattern (see `zoo.training.parameters.matches`) get update 0, no decay and no optimizer
     state, and do not count for the gradient norm that is clipped. The optimizer state holds nested dictionaries
-    of the other parameters with string keys (`{"layers": {"0": ...}}`), whatever type `params` has.
+    of the other parameters with string keys (`{"layers": {"0": ...}}`), whatever type `params` has. With
+    `config.skip_spikes` its last element holds what `zoo.training.step` decides by; `update` hands it on.
     Raises UserError for a pattern that matches nothing and when nothing is left to train.
     """
     names = list(flatten_with_names(params))
@@ -139,11 +159,16 @@ def make_optimizer(
         named = flatten_with_names(tree)
         return nested_dict({name: named[name] for name in trained})
 
-    def init(params: Any) -> optax.OptState:
-        return inner.init(select(params))
+    # Behind the rest, so that no name in a checkpoint depends on whether spikes are looked for.
+    watched = 0 if config.skip_spikes is None else 1
 
-    def update(updates: Any, state: optax.OptState, params: Any = None, **extra: Any) -> tuple[Any, optax.OptState]:
-        selected, state = inner.update(select(updates), state, select(params), **extra)
+    def init(params: Any) -> optax.OptState:
+        return inner.init(select(params)) + ({SPIKES: new_statistics()},) * watched
+
+    def update(updates: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, optax.OptState]:
+        own, statistics = state[: len(state) - watched], state[len(state) - watched :]
+        selected, own = inner.update(select(updates), own, select(params), **extra)
+        state = own + statistics
         new = flatten_with_names(selected)
         leaves = [
             new[name] if name in new else jnp.zeros_like(leaf) for name, leaf in flatten_with_names(updates).items()

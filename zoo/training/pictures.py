@@ -1,11 +1,12 @@
-"""The loss curve of a run as a PNG."""
+"""Pictures of a run as PNGs: its loss curve, and what its time went into."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from zoo.training.goodput import CAUSES, readable_time
 from zoo.training.metrics import read_metrics
 from zoo.training.progress import short_count
 
@@ -66,6 +67,75 @@ def loss_curve(
         axes.grid(alpha=0.2, linewidth=0.6)
         axes.margins(x=0.01)
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+    figure.savefig(png, format="png")
+    return True
+
+
+COLOURS = {
+    "step": "#2166ac",
+    "redone": "#b2182b",
+    "start": "#f4a582",
+    "data": "#762a83",
+    "checkpoint": "#1b7837",
+    "evaluation": "#92c5de",
+    "replay": "#c2a5cf",
+    "other": "#bababa",
+    "down": "#ffffff",
+}
+"""Of the causes of zoo.training.goodput: what is lost stands out from what is spent."""
+
+UNITS = {"days": 86400.0, "hours": 3600.0, "minutes": 60.0, "seconds": 1.0}
+
+
+def goodput_picture(starts: Sequence[Mapping[str, Any]], png: str | Path, *, title: str = "") -> bool:
+    """Draws the `starts` of a Goodput (zoo.training.goodput): above, the share of the run's time by cause; below,
+    a bar over the run's time for each start, divided by cause. Returns whether there was anything to draw.
+    """
+    from matplotlib.figure import Figure
+
+    if not starts or starts[-1]["ended"] <= starts[0]["began"]:
+        return False
+    seconds = {cause: sum(start["seconds"].get(cause, 0.0) for start in starts) for cause in CAUSES}
+    seconds["down"] = sum(max(0.0, after["began"] - before["ended"]) for before, after in zip(starts, starts[1:]))
+    wall = sum(seconds.values())
+    shown = sorted((cause for cause in CAUSES if seconds[cause] >= 0.0005 * wall), key=lambda cause: -seconds[cause])
+
+    figure = Figure(figsize=(9, 5.5), dpi=150, layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(5, 3))
+    shares = [100 * seconds[cause] / wall for cause in shown]
+    bars = upper.barh(
+        [CAUSES[cause] for cause in shown],
+        shares,
+        color=[COLOURS[cause] for cause in shown],
+        edgecolor=QUIET,
+        linewidth=0.6,
+    )
+    labels = [f"{share:.1f} %  ({readable_time(seconds[cause])})" for cause, share in zip(shown, shares)]
+    upper.bar_label(bars, labels, padding=4, fontsize=9, color=QUIET)
+    upper.invert_yaxis()
+    upper.set_xlim(0, 1.25 * max(shares))
+    upper.set_xlabel("share of the run's time (%)")
+    heading = f"goodput {100 * seconds['step'] / wall:.1f} % of {readable_time(wall)}"
+    upper.set_title(f"{title}: {heading}" if title else heading, fontsize=11, loc="left")
+
+    unit = next((name for name, size in UNITS.items() if wall >= 2 * size), "seconds")
+    zero, scale = starts[0]["began"], UNITS[unit]
+    for row, start in enumerate(starts):
+        left = start["began"] - zero
+        for cause in sorted(CAUSES, key=lambda cause: cause != "start"):
+            width = start["seconds"].get(cause, 0.0)
+            if width > 0:
+                lower.barh(row, width / scale, left=left / scale, color=COLOURS[cause], height=0.8)
+                left += width
+    lower.set_ylim(len(starts) - 0.4, -0.6)
+    lower.set_yticks([0, len(starts) - 1] if len(starts) > 1 else [0])
+    lower.set_yticklabels([f"start {row + 1:.0f}" for row in lower.get_yticks()])
+    lower.set_xlim(0, (starts[-1]["ended"] - zero) / scale)
+    lower.set_xlabel(f"{unit} since the run began (within a start the causes lie one after the other)")
+    for axes in (upper, lower):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(alpha=0.2, linewidth=0.6, axis="x")
+        axes.set_axisbelow(True)
     figure.savefig(png, format="png")
     return True
 

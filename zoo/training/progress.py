@@ -89,7 +89,7 @@ def step_line(
     position = f"{short_count(numbers['tokens'])} tokens"
     parts.append(position + (f" (epoch {numbers['epoch']:.2f})" if "epoch" in numbers else ""))
     if seconds_per_step is not None:
-        parts.append(f"eta {_duration((steps - numbers['step']) * seconds_per_step)}")
+        parts.append(f"eta {duration((steps - numbers['step']) * seconds_per_step)}")
     else:
         parts.append(f"first step {numbers['seconds']:.1f} s, compilation included")
     return "  ".join(parts)
@@ -106,8 +106,17 @@ def validation_line(numbers: Mapping[str, Any], *, steps: int) -> str:
     return "  ".join(parts)
 
 
+def skipped_line(numbers: Mapping[str, Any], *, steps: int) -> str:
+    """The line of a step that was left out as a loss spike."""
+    values = [
+        f"{title} {numbers[name]:.4g} (limit {numbers[f'{name}_limit']:.4g})"
+        for name, title in (("loss", "loss"), ("grad_norm", "gradient norm"))
+    ]
+    return f"step {numbers['step']:>{len(str(steps))}}/{steps}  left out as a spike: " + ", ".join(values)
+
+
 class Progress:
-    """Prints the first step, every `log_every`-th one, the last one, and every validation.
+    """Prints the first step, every `log_every`-th one, the last one, every validation, and every step left out.
 
     If standard error is a terminal, a bar is kept below the lines; otherwise there are only the lines.
     """
@@ -145,6 +154,8 @@ class Progress:
                 peak_label=self._meter.peak_label,
             )
             print(line, flush=True)
+        if numbers.get("skipped"):
+            print(skipped_line(numbers, steps=self._steps), flush=True)
         if "validation_loss" in numbers:
             print(validation_line(numbers, steps=self._steps), flush=True)
 
@@ -162,7 +173,7 @@ def short_count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """3725 -> 1:02:05; 65 -> 1:05."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)

@@ -4,13 +4,14 @@ RUN/run.json           which model, execution, tokenizer and configuration this 
 RUN/tokenizer/         the tokenizer's own file
 RUN/checkpoints/STEP/  one folder for each saved step (zoo.training.checkpoints)
 RUN/damaged/STEP/      checkpoints that failed their checks when the run was resumed; nothing is deleted
-RUN/metrics.jsonl, loss.png, tensorboard/, profile/
+RUN/metrics.jsonl, loss.png, goodput.json, goodput.png, tensorboard/, profile/
 """
 
 import fcntl
 import json
 import os
 import tempfile
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -78,6 +79,22 @@ def is_checkpoint_dir(path: str | Path) -> bool:
     """Whether `path` is the folder of one saved step, or a folder that holds such folders."""
     path = Path(path)
     return is_step_dir(path) or any(is_step_dir(path / str(step)) for step in saved_steps(path))
+
+
+def wait_until_seen(path: Path, seconds: float = 60.0) -> None:
+    """Waits for what another host has written: network file systems show it late.
+
+    Raises:
+        UserError: it never comes.
+    """
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        if time.monotonic() > deadline:
+            raise UserError(
+                f"process {jax.process_index()} does not see {path}, which process 0 sees: "
+                "the run directory must lie on a file system that all hosts share"
+            )
+        time.sleep(0.5)
 
 
 def write_json_atomically(path: Path, value: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ class TrainState:
     """Everything that a checkpoint must hold of a run, the position in the data apart."""
 
     step: Int32[Array, ""]
-    """Updates that were applied."""
+    """Steps that were done; one that was left out as a spike counts."""
     tokens: UInt32[Array, "2"]
     """Tokens trained on, high * 2**32 + low: float32 would lose count at 2**24, int32 at 2**31 (see `tokens_seen`)."""
     params: Any

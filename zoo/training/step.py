@@ -1,6 +1,6 @@
 """One training step and one evaluation step, as pure functions of a state and a batch."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,9 @@ from jaxtyping import Array, Int32
 
 from zoo.errors import UserError
 from zoo.training.losses import LossSums
+from zoo.training.optimizer import SPIKES
 from zoo.training.parameters import flatten_with_names, matching_names
+from zoo.training.spikes import SpikeRule, judge
 from zoo.training.state import TrainState, add_tokens
 
 LossFunction = Callable[..., LossSums]
@@ -35,6 +37,7 @@ def make_train_step(
     accumulation_steps: int = 1,
     frozen_patterns: Sequence[str] = (),
     stochastic: bool = False,
+    spike_rule: SpikeRule | None = None,
     count_tokens: Callable[[Any], Int32[Array, ""]] = count_batch_tokens,
 ) -> TrainStep:
     """A function `train_step(state, batch) -> (state, metrics)`, to be compiled with `jit_train_step`.
@@ -48,6 +51,10 @@ def make_train_step(
     A step whose loss or gradient norm is not finite changes nothing in the state: metrics["finite"] is False, and the
     caller should stop. Metrics (float32 scalars): loss and z_loss per unit of weight, in nats; grad_norm before
     clipping; learning_rate of this update; weight, the sum of the loss weights; tokens (int32), not padding; finite.
+
+    With a `spike_rule` (the one of `make_optimizer`'s config) a spike changes neither parameters nor moments. It counts
+    as a step all the same, since its batch was read; the learning rate stays behind by the steps left out.
+    Metrics get skipped, skipped_in_a_row, loss_limit and grad_norm_limit (`zoo.training.spikes.judge`).
 
     A stochastic loss gets `rng=` a key that is different for every step and micro-batch. An optimizer that takes extra
     arguments is given the keyword `grad_norm`.
@@ -75,6 +82,13 @@ def make_train_step(
         per_weight = 1 / jnp.where(sums.weight > 0, sums.weight, 1.0)
         loss, grad_norm = sums.loss * per_weight, optax.tree.norm(gradients) * per_weight
         finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        applied, updates_done = finite, state.step
+        found: Metrics = {}
+        if spike_rule is not None:
+            before = state.opt_state[-1][SPIKES]
+            values = {"loss": loss, "grad_norm": grad_norm}
+            spike, statistics, found = judge(spike_rule, before, values, finite)
+            applied, updates_done = finite & ~spike, state.step - before["skipped"]
 
         def apply() -> tuple[list[Array], optax.OptState]:
             means = [
@@ -89,7 +103,9 @@ def make_train_step(
 
         # A branch, not jnp.where on the results: with that XLA:CPU copies the moments before it updates them.
         with jax.named_scope("optimizer"):
-            params, opt_state = jax.lax.cond(finite, apply, lambda: (list(named.values()), state.opt_state))
+            params, opt_state = jax.lax.cond(applied, apply, lambda: (list(named.values()), state.opt_state))
+        if spike_rule is not None:
+            opt_state = (*opt_state[:-1], {SPIKES: statistics})
         new_state = TrainState(
             step=jnp.where(finite, state.step + 1, state.step),
             tokens=jnp.where(finite, add_tokens(state.tokens, count_tokens(batch)), state.tokens),
@@ -101,22 +117,27 @@ def make_train_step(
             "loss": loss,
             "z_loss": sums.z_loss * per_weight,
             "grad_norm": grad_norm,
-            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "learning_rate": jnp.asarray(schedule(updates_done), jnp.float32),
             "weight": sums.weight,
             "tokens": count_tokens(batch),
             "finite": finite,
         }
-        return new_state, metrics
+        return new_state, metrics | found
 
     return train_step
 
 
-def jit_train_step(train_step: TrainStep, state: TrainState) -> Any:
+def jit_train_step(train_step: TrainStep, state: TrainState, compiler_options: Mapping[str, bool] | None = None) -> Any:
     """The compiled step. It consumes (donates) its state and returns one with the shardings of `state` (arrays or
     ShapeDtypeStructs); metrics are replicated. Left free, XLA might choose other shardings for the result, and would
     compile again for the second step."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    return jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, state.step.sharding))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        out_shardings=(shardings, state.step.sharding),
+        compiler_options=dict(compiler_options) if compiler_options else None,
+    )
 
 
 def make_eval_step(graphdef: nnx.GraphDef, loss_fn: LossFunction) -> Callable[[Any, Any], LossSums]:

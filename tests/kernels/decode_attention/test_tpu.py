@@ -1,6 +1,7 @@
 """The TPU kernel where memory is poisoned and races are looked for, and as libtpu compiles it for real chips."""
 
 import functools
+import itertools
 import re
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from flax import nnx
 from jax.experimental.pallas import tpu as pltpu
 
 from tests.kernels.decode_attention.cases import DecodeCase, abstract
+from tests.marks import all_but, slow
 from zoo.ahead_of_time.tpu import TARGETS, compile_for_tpu, has_libtpu
 from zoo.kernels.decode_attention.reference import reference_decode_attention
 from zoo.kernels.decode_attention.tpu import STEP_BYTES, tpu_decode_attention
@@ -41,17 +43,23 @@ def test_nothing_uninitialized_is_read_and_nothing_races(case, soft_cap, capfd):
     assert "RACE" not in capfd.readouterr().out
 
 
+COMPILED = [
+    (GEMMA2_9B, "bfloat16", "bfloat16"),
+    (GEMMA2_27B, "bfloat16", "bfloat16"),
+    (SMALL, "float32", "float32"),
+    (SMALL, "bfloat16", "float32"),
+]
+ON_CHIPS = [(*case, target) for case in COMPILED for target in TARGETS]
+
+
 @needs_libtpu
-@pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize("soft_cap", [50.0, None])
 @pytest.mark.parametrize(
-    ("case", "dtype", "cache_dtype"),
-    [
-        (GEMMA2_9B, "bfloat16", "bfloat16"),
-        (GEMMA2_27B, "bfloat16", "bfloat16"),
-        (SMALL, "float32", "float32"),
-        (SMALL, "bfloat16", "float32"),
-    ],
+    ("case", "dtype", "cache_dtype", "target", "soft_cap"),
+    # Every case on every chip, with and without the cap in turn (five chips: a chip gets both).
+    all_but(
+        [(*cell, cap) for cell, cap in zip(ON_CHIPS, itertools.cycle([50.0, None]))],
+        [(*cell, cap) for cell in ON_CHIPS for cap in (50.0, None)],
+    ),
     ids=str,
 )
 def test_it_compiles_for_every_tpu_and_declares_each_cached_byte_once(case, dtype, cache_dtype, soft_cap, target):
@@ -66,7 +74,7 @@ def test_it_compiles_for_every_tpu_and_declares_each_cached_byte_once(case, dtyp
 
 
 @needs_libtpu
-@pytest.mark.parametrize("target", ["v5e", "v6e", "TPU7x"])
+@pytest.mark.parametrize("target", ["v5e", *slow("v6e"), "TPU7x"])
 def test_a_decoding_loop_updates_the_cache_in_place(target):
     """No copy of the cache, neither in main memory nor by way of vector memory, in a program that decodes 16 tokens."""
     case, embed_dim = GEMMA2_9B, 512

@@ -16,6 +16,9 @@ NO_MAXIMUM_SOFT_CAP = 80.0
 _MASKED = -1e9
 """Logarithm of the weight of a key that is not visible: exp is zero, and its square is still finite."""
 
+NO_KEY = -1e30
+"""Logarithm of the weights of a query that sees no key: finite, so that no difference of two is a NaN."""
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def attend(
@@ -74,6 +77,53 @@ def _backward(scale, soft_cap, residuals, out_gradient):
 
 
 attend.defvjp(_forward, _backward)
+
+
+def attend_part(
+    query: Float[Array, "*x k g c h"],
+    key: Float[Array, "*x k s h"],
+    value: Float[Array, "*x k s h"],
+    mask: Bool[Array, "*#x 1 1 c s"],
+    scale: float,
+    soft_cap: float | None,
+) -> tuple[Float[Array, "*x k g c h"], Float[Array, "*x k g c"]]:
+    """`attend`, and the logarithm of each query's sum of exp(score), +inf where it sees no key."""
+    out, (_, _, _, _, largest, inverse, _) = _forward(query, key, value, mask, scale, soft_cap)
+    lse = -jnp.log(inverse) if largest is None else largest - jnp.log(inverse)
+    return out, jnp.where(mask.any(-1), lse[..., 0], jnp.inf)
+
+
+def part_gradients(
+    query: Float[Array, "*x k g c h"],
+    key: Float[Array, "*x k s h"],
+    value: Float[Array, "*x k s h"],
+    mask: Bool[Array, "*#x 1 1 c s"],
+    scale: float,
+    soft_cap: float | None,
+    lse: Float[Array, "*x k g c"],
+    delta: Float[Array, "*x k g c"],
+    out_gradient: Float[Array, "*x k g c h"],
+) -> tuple[Float[Array, "*x k g c h"], Float[Array, "*x k s h"], Float[Array, "*x k s h"]]:
+    """Gradients of query, key and value in the dtype of sums, for keys that are a part of those in `lse`, `delta`.
+
+    p = exp(score - lse);  dv = p' do;  ds = p (do v' - delta), times 1 - (score / cap)^2;  dq = scale ds k;
+    dk = scale ds' q.  delta = sum(do * out) over a head.
+    """
+    scores = scale * _product("...rh,...sh->...rs", _rows(query), key)
+    scores = scores.reshape(*query.shape[:-1], key.shape[-2])
+    if soft_cap is not None:
+        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    weights = jnp.exp(jnp.where(mask, scores - lse[..., None], _MASKED))
+    gradient = _rows(out_gradient.astype(value.dtype))
+    change = weights * (_product("...rh,...sh->...rs", gradient, value).reshape(weights.shape) - delta[..., None])
+    if soft_cap is not None:
+        change *= 1 - jnp.square(scores / soft_cap)
+    change = _rows(scale * change).astype(query.dtype)
+    return (
+        _product("...rs,...sh->...rh", change, key).reshape(query.shape),
+        _product("...rs,...rh->...sh", change, _rows(query)),
+        _product("...rs,...rh->...sh", _rows(weights).astype(value.dtype), gradient),
+    )
 
 
 def _rows(x: Float[Array, "*x g c n"]) -> Float[Array, "*x r n"]:

@@ -4,6 +4,7 @@ import functools
 import importlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -58,10 +59,10 @@ def dot_product_attention(
         runs, within a segment positions rise by at least one per index, and query i belongs to key index i + S - T.
         Packed training batches and a cache in order keep it. Without the promise the result is right for any positions,
         and every key is looked at.
-      implementation: "reference" (dense, the specification), "xla" (blocked), "pallas_tpu" (layers with a window: our
-        kernel; others: splash), "pallas_gpu" (our kernel), "mosaic_gpu" (our kernel for Hopper, which has not run on
-        hardware yet), "splash" or "cudnn" (maintained kernels); None = the best one for this call on the back end. Off
-        their hardware the Pallas kernels are interpreted, slowly.
+      implementation: "reference" (dense, the specification), "xla" (blocked), "pallas_tpu" (our kernel; splash for
+        layers without a window whose gradients do not fit into VMEM), "pallas_gpu" (our kernel), "mosaic_gpu" (our
+        kernel for Hopper, which has not run on hardware yet), "splash" or "cudnn" (maintained kernels); None = the best
+        one for this call on the back end. Off their hardware the Pallas kernels are interpreted, slowly.
 
     Raises:
       ValueError: shapes, dtypes or options that have no meaning, or an unknown implementation.
@@ -83,6 +84,10 @@ def dot_product_attention(
     )
     name = implementation or best_implementation(inputs, target_platform())
     if name == "pallas_tpu" and sliding_window is None:
+        from zoo.kernels.local_attention.tpu import NO_WINDOW, takes_all_keys
+
+        if takes_all_keys(inputs):
+            return _load(name, "global")(replace(inputs, sliding_window=NO_WINDOW))
         try:
             return _load("splash", "global")(inputs)
         except NotImplementedError as error:

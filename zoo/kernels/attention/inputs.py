@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+RESIDUALS = "attention"
+"""Checkpoint name of a kernel's result and its log-sum-exp: a layer that keeps them computes neither again."""
+
 
 @dataclass(frozen=True)
 class AttentionInputs:

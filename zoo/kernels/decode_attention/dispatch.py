@@ -4,13 +4,15 @@ import functools
 import importlib
 import logging
 from functools import partial
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey
 from zoo.kernels.decode_attention.reference import reference_decode_attention
-from zoo.kernels.decode_attention.xla import xla_decode_attention
+from zoo.kernels.decode_attention.xla import xla_decode_attention, xla_decode_part
 from zoo.kernels.platform import target_platform
 
 _PALLAS = {"pallas_tpu": "tpu", "pallas_gpu": "gpu"}
@@ -61,6 +63,38 @@ def decode_attention(
         sliding_window=sliding_window,
         logits_soft_cap=logits_soft_cap,
     )
+
+
+def decode_attention_part(
+    query: Float[Array, "b n h"],
+    held: HeldKeys,
+    own: OwnKey,
+    query_positions: Int[Array, "#b 1"],
+    *,
+    implementation: str | None = None,
+    **options: Any,
+) -> tuple[Float[Array, "b n h"], Float[Array, "b n"]]:
+    """(out, lse): `decode_attention` to a part of the keys, and the logarithm of the sum of exp(score) over them, in
+    the dtype of sums; `NO_KEY` where none is visible. An own token that belongs to another part has `EMPTY_POSITION`.
+    """
+    platform = target_platform()
+    name = implementation or best_implementation(query, platform)
+    if name == "xla":
+        return xla_decode_part(query, held, own, query_positions, **options)
+    if name == "reference":
+        wide = jnp.promote_types(query.dtype, jnp.float32)
+        held, own = ((one.astype(wide), other.astype(wide), places) for one, other, places in (held, own))
+        out, lse = xla_decode_part(query.astype(wide), held, own, query_positions, **options)
+        return out.astype(query.dtype), lse
+    return _load(name, platform)(query, held, own, query_positions, with_lse=True, **options)
+
+
+def merge_decoded(out: Float[Array, "b n h"], lse: Float[Array, "b n"], axis: tuple[str, ...]) -> Float[Array, "b n h"]:
+    """The attention to the keys of all devices along mesh axes, inside of `jax.shard_map`: outs weighted with exp(lse).
+    Two sums of [B, N, H] and [B, N], one maximum."""
+    weight = jnp.exp(lse - jax.lax.pmax(lse, axis))
+    total = jax.lax.psum(weight, axis)
+    return (jax.lax.psum(weight[..., None] * out.astype(lse.dtype), axis) / total[..., None]).astype(out.dtype)
 
 
 def best_implementation(query: Float[Array, "b n h"], platform: str) -> str:

@@ -9,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Float, Int
 
+from zoo.kernels.attention.block import NO_KEY
 from zoo.kernels.attention.visibility import EMPTY_POSITION, visible_pairs
 from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey, capped, takes_maximum, visible_blocks
 from zoo.kernels.platform import target_platform
@@ -38,7 +39,8 @@ def gpu_decode_attention(
     block: int | None = None,
     splits: int | None = None,
     interpret: bool = False,
-) -> Float[Array, "b n h"]:
+    with_lse: bool = False,
+) -> Any:
     """See `decode_attention`. A program reads one part of the visible slots of one key/value head of one row, once.
 
     What the programs found (float32 sums [B, K, splits, G, H], their weights and largest scores [B, K, splits, G]) is
@@ -48,6 +50,7 @@ def gpu_decode_attention(
       block: slots per step, a power of two of at least 16; None = what `BLOCK_BYTES` hold.
       splits: programs per row and head; None = as many as fill the GPU, each with two blocks or more.
       interpret: as of `pallas_call`.
+      with_lse: return (out, lse) as `decode_attention_part` does.
 
     Raises:
       NotImplementedError: head sizes and dtypes for which Triton has no such products, unless interpreted.
@@ -132,7 +135,21 @@ def gpu_decode_attention(
         interpret=interpret,
         name="decode_attention_merge",
     )(query_positions, own_position, grouped, own[0], own[1], *found)
-    return out.reshape(query.shape)
+    out = out.reshape(query.shape)
+    return (out, _lse(grouped, own, query_positions, *found[1:], **options)) if with_lse else out
+
+
+def _lse(grouped, own: OwnKey, query_positions, totals, largest, *, scale, sliding_window, logits_soft_cap):
+    """Logarithm of the sum of exp(score) over the slots of all splits and the own token, [B, N]; `NO_KEY` of none."""
+    accumulator = totals.dtype
+    products = grouped.astype(accumulator) * own[0][:, :, None].astype(accumulator)
+    score = capped(products.sum(-1), scale, logits_soft_cap)
+    seen = visible_pairs(query_positions, own[2], sliding_window=sliding_window)[..., None]
+    lowest = jnp.finfo(accumulator).min
+    overall = jnp.maximum(largest.max(2), jnp.where(seen, score, lowest))
+    total = (totals * jnp.exp(largest - overall[:, :, None])).sum(2) + jnp.where(seen, jnp.exp(score - overall), 0)
+    lse = jnp.where(total == 0, NO_KEY, jnp.log(jnp.where(total == 0, 1, total)) + overall)
+    return lse.reshape(len(grouped), -1)
 
 
 def _zeros(shape: tuple[int, ...]) -> tuple[Array, ...]:

@@ -1,6 +1,7 @@
 """Decode attention on TPU (Mosaic): blocks of slots stream through vector memory, every visible one once."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
+from zoo.kernels.attention.block import NO_KEY
 from zoo.kernels.attention.visibility import visible_pairs
 from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey, capped, takes_maximum, visible_blocks
 
@@ -29,7 +31,8 @@ def tpu_decode_attention(
     logits_soft_cap: float | None,
     block: int | None = None,
     interpret=False,
-) -> Float[Array, "b n h"]:
+    with_lse: bool = False,
+) -> Any:
     """See `decode_attention`. One step multiplies the G query heads of several groups with one block of their slots.
 
     The grid is (rows, groups of key/value heads, blocks); its last side is as long as the most blocks that any row of
@@ -38,6 +41,7 @@ def tpu_decode_attention(
     Args:
       block: slots per step, a multiple of 128 (or all of them); None = as many as `STEP_BYTES` hold.
       interpret: as of `pallas_call`.
+      with_lse: return (out, lse) as `decode_attention_part` does.
 
     Raises:
       NotImplementedError: dtypes other than bfloat16 and float32, unless interpreted.
@@ -76,6 +80,7 @@ def tpu_decode_attention(
     accumulator = jnp.promote_types(query.dtype, jnp.float32)
     grouped = (None, step_heads, group, head_dim)
     single = (None, step_heads, 1, head_dim)
+    statistics = (None, step_heads, group, _LANES)
     call = pl.pallas_call(
         partial(
             _kernel,
@@ -95,14 +100,17 @@ def tpu_decode_attention(
                 pl.BlockSpec(single, per_head),
                 pl.BlockSpec(single, per_head),
             ],
-            out_specs=pl.BlockSpec(grouped, per_head),
+            out_specs=[pl.BlockSpec(grouped, per_head), pl.BlockSpec(statistics, per_head)][: 1 + with_lse],
             scratch_shapes=[
                 pltpu.VMEM((step_heads, group, 1), accumulator),
                 pltpu.VMEM((step_heads, group, 1), accumulator),
                 pltpu.VMEM((step_heads, group, head_dim), accumulator),
             ],
         ),
-        out_shape=jax.ShapeDtypeStruct((batch, kv_heads, group, head_dim), query.dtype),
+        out_shape=[
+            jax.ShapeDtypeStruct((batch, kv_heads, group, head_dim), query.dtype),
+            jax.ShapeDtypeStruct((batch, kv_heads, group, _LANES), accumulator),
+        ][: 1 + with_lse],
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel", "arbitrary")),
         cost_estimate=_cost(query, held),
         interpret=interpret,
@@ -116,7 +124,7 @@ def tpu_decode_attention(
         own_position = own[2][:, 0].astype(jnp.int32)
         return call(first, last, query_positions[:, 0], own_position, query, key, value, positions, own_key, own_value)
 
-    out = jax.jit(pinned)(
+    out, *lse = jax.jit(pinned)(
         query.reshape(batch, kv_heads, group, head_dim),
         key,
         value,
@@ -124,7 +132,8 @@ def tpu_decode_attention(
         own[0][:, :, None],
         own[1][:, :, None],
     )
-    return out.reshape(query.shape)
+    out = out.reshape(query.shape)
+    return (out, lse[0][..., 0].reshape(query.shape[:2])) if with_lse else out
 
 
 def _step_shape(batch: int, kv_heads: int, head_dim: int, slots: int, itemsize: int) -> tuple[int, int]:
@@ -163,16 +172,14 @@ def _kernel(
     position_ref,  # [1, s]
     own_key_ref,  # [k, 1, H]
     own_value_ref,
-    out_ref,  # [k, G, H]
-    largest_ref,  # [k, G, 1]
-    total_ref,
-    sum_ref,  # [k, G, H]
-    *,
+    *refs,
     slots: int,
     scale: float,
     sliding_window: int | None,
     logits_soft_cap: float | None,
 ):
+    # Results [k, G, H] and, where they are wanted, their statistics [k, G, lanes]; scratch [k, G, 1] twice, [k, G, H].
+    out_ref, *lse_refs, largest_ref, total_ref, sum_ref = refs
     row, step = pl.program_id(0), pl.program_id(2)
     query_position = query_position_ref[row]
     accumulator = sum_ref.dtype
@@ -223,4 +230,8 @@ def _kernel(
     @pl.when(step == pl.num_programs(2) - 1)
     def _finish():
         total = total_ref[...]
-        out_ref[...] = (sum_ref[...] / jnp.where(total == 0, 1, total)).astype(out_ref.dtype)
+        safe = jnp.where(total == 0, 1, total)
+        out_ref[...] = (sum_ref[...] / safe).astype(out_ref.dtype)
+        for lse_ref in lse_refs:
+            lse = jnp.log(safe) + (largest_ref[...] if maximum else 0)
+            lse_ref[...] = jnp.broadcast_to(jnp.where(total == 0, NO_KEY, lse), lse_ref.shape)

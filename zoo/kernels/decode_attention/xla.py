@@ -1,11 +1,13 @@
 """Decode attention without a kernel: dense products of one query per row with the whole cache."""
 
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from zoo.kernels.attention.block import NO_KEY
 from zoo.kernels.attention.visibility import visible
 from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey, takes_maximum
 
@@ -21,6 +23,21 @@ def xla_decode_attention(
     logits_soft_cap: float | None,
 ) -> Float[Array, "b n h"]:
     """See `decode_attention`. Every slot is read, visible or not."""
+    options: dict[str, Any] = dict(scale=scale, sliding_window=sliding_window, logits_soft_cap=logits_soft_cap)
+    return xla_decode_part(query, held, own, query_positions, **options)[0]
+
+
+def xla_decode_part(
+    query: Float[Array, "b n h"],
+    held: HeldKeys,
+    own: OwnKey,
+    query_positions: Int[Array, "#b 1"],
+    *,
+    scale: float,
+    sliding_window: int | None,
+    logits_soft_cap: float | None,
+) -> tuple[Float[Array, "b n h"], Float[Array, "b n"]]:
+    """(out, lse), see `decode_attention_part`."""
     batch, heads, head_dim = query.shape
     kv_heads = own[0].shape[1]
     accumulator = jnp.promote_types(query.dtype, jnp.float32)
@@ -39,6 +56,7 @@ def xla_decode_attention(
     scores = capped(matmul("bkgh,bkhs->bkgs", grouped, key.astype(query.dtype)))
     own_score = capped((grouped.astype(accumulator) * own[0][:, :, None].astype(accumulator)).sum(-1, keepdims=True))
     mask, own_mask = seen(positions), seen(own[2])
+    largest = jnp.zeros_like(own_score)
     if takes_maximum(logits_soft_cap, query.dtype):
         lowest = jnp.finfo(accumulator).min
         largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=lowest)
@@ -52,4 +70,6 @@ def xla_decode_attention(
     total = weights.sum(-1, keepdims=True) + own_weight
     out = matmul("bkgs,bksh->bkgh", weights.astype(query.dtype), value.astype(query.dtype))
     out = out + own_weight * own[1][:, :, None].astype(accumulator)
-    return (out / jnp.where(total == 0, 1, total)).reshape(query.shape).astype(query.dtype)
+    safe = jnp.where(total == 0, 1, total)
+    lse = jnp.where(total == 0, NO_KEY, jnp.log(safe) + largest)
+    return (out / safe).reshape(query.shape).astype(query.dtype), lse.reshape(query.shape[:2])

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 from jaxtyping import Array, Bool, Float
 
-from zoo.kernels.attention.inputs import AttentionInputs
+from zoo.kernels.attention.inputs import RESIDUALS, AttentionInputs
 from zoo.kernels.attention.visibility import EMPTY_POSITION
 from zoo.kernels.platform import target_platform
 
@@ -158,6 +158,7 @@ def _kernel(call: _Call):
         q_seq_shards=1,
         block_sizes=blocks,
         attn_logits_soft_cap=call.logits_soft_cap,
+        residual_checkpoint_name=RESIDUALS,
         interpret=call.interpret,
     )
 

@@ -4,11 +4,12 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from zoo.kernels.attention.inputs import AttentionInputs
+from zoo.kernels.attention.inputs import RESIDUALS, AttentionInputs
 from zoo.kernels.local_attention.gpu_backward import backward
-from zoo.kernels.local_attention.gpu_common import Options
+from zoo.kernels.local_attention.gpu_common import LOG2_E, Options
 from zoo.kernels.local_attention.gpu_forward import forward
 from zoo.kernels.local_attention.gpu_tiles import MAX_HEAD_DIM
 from zoo.kernels.platform import target_platform
@@ -38,6 +39,32 @@ def local_attention_gpu(
       NotImplementedError: head sizes other than 16, 32, 64, 128 and 256; dtypes other than those above.
       ValueError: block sizes that are no power of two.
     """
+    options = _options(inputs, block_q, block_k, interpret)
+    places = inputs.query_positions, inputs.key_positions, inputs.query_segment_ids, inputs.key_segment_ids
+    return _attention(inputs.query, inputs.key, inputs.value, places, options)
+
+
+def part_forward(inputs: AttentionInputs) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
+    """(out, lse) for keys that are a part of what the queries see: lse is the natural logarithm of the sum of
+    exp(score), +inf for a query that sees none of them."""
+    out, lse = forward(inputs, _options(inputs))
+    return out, lse / LOG2_E
+
+
+def part_backward(
+    inputs: AttentionInputs,
+    lse: Float[Array, "b t n"],
+    delta: Float[Array, "b t n"],
+    out_gradient: Float[Array, "b t n h"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
+    """(dq, dk, dv) for such keys, given lse and delta = sum(out * out_gradient) of all of them."""
+    return backward(inputs, _options(inputs), lse * LOG2_E, delta, out_gradient)
+
+
+def _options(
+    inputs: AttentionInputs, block_q: int | None = None, block_k: int | None = None, interpret: bool | None = None
+) -> Options:
+    """The static arguments of the kernels, checked."""
     if interpret is None:
         interpret = target_platform() != "gpu"
     head_dim, dtype = inputs.query.shape[-1], inputs.query.dtype
@@ -53,7 +80,7 @@ def local_attention_gpu(
         raise ValueError(f"block_q must be at least 1, got {block_q}")
     if block_k is not None and (block_k < 16 or block_k & (block_k - 1)):
         raise ValueError(f"block_k must be a power of two, at least 16, got {block_k}")
-    options = Options(
+    return Options(
         scale=inputs.scale,
         causal=inputs.causal,
         sliding_window=inputs.sliding_window,
@@ -63,8 +90,6 @@ def local_attention_gpu(
         block_k=block_k,
         interpret=interpret,
     )
-    places = inputs.query_positions, inputs.key_positions, inputs.query_segment_ids, inputs.key_segment_ids
-    return _attention(inputs.query, inputs.key, inputs.value, places, options)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -74,12 +99,14 @@ def _attention(query, key, value, places, options: Options):
 
 def _forward(query, key, value, places, options):
     out, lse = forward(_inputs(query, key, value, places, options), options)
+    out, lse = checkpoint_name(out, RESIDUALS), checkpoint_name(lse, RESIDUALS)
     return out, (query, key, value, places, out, lse)
 
 
 def _backward(options, residuals, out_gradient):
     query, key, value, places, out, lse = residuals
-    gradients = backward(_inputs(query, key, value, places, options), options, out, lse, out_gradient)
+    mean = (out.astype(lse.dtype) * out_gradient.astype(lse.dtype)).sum(-1)
+    gradients = backward(_inputs(query, key, value, places, options), options, lse, mean, out_gradient)
     return *gradients, None
 
 

@@ -33,14 +33,12 @@ from zoo.kernels.local_attention.gpu_tiles import Pass, compiler_params, has_til
 def backward(
     inputs: AttentionInputs,
     options: Options,
-    out: Float[Array, "b t n h"],
     lse: Float[Array, "b t n"],
+    mean: Float[Array, "b t n"],
     out_gradient: Float[Array, "b t n h"],
 ) -> tuple[Float[Array, "b t n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
-    """Gradients of query, key and value."""
+    """Gradients of query, key and value; `lse` as of `forward`, `mean` = sum(out * out_gradient) over a head."""
     batch, queries, num_heads, head_dim = inputs.query.shape
-    accumulator = lse.dtype
-    mean = (out.astype(accumulator) * out_gradient.astype(accumulator)).sum(-1)
     arrays = (
         inputs.query.reshape(-1, head_dim),
         inputs.key.reshape(-1, head_dim),

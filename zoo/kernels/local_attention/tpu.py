@@ -1,14 +1,15 @@
 """Local attention on TPU (Mosaic): padding, layouts and the gradient rule around the forward and backward kernels."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float
 
-from zoo.kernels.attention.inputs import AttentionInputs
+from zoo.kernels.attention.inputs import RESIDUALS, AttentionInputs
 from zoo.kernels.local_attention.band import Band, PaddedPositions, key_ranges, pad_positions, query_ranges
 from zoo.kernels.local_attention.tpu_backward import backward, vmem_bytes
 from zoo.kernels.local_attention.tpu_forward import forward
@@ -39,25 +40,96 @@ def local_attention_tpu(
     if interpret is None:
         interpret = target_platform() != "tpu"
     _check(inputs, hardware=interpret is False)
-    batch, queries, heads, head_dim = inputs.query.shape
+    call = _call(inputs, block, interpret)
+    attend = partial(_attend, call.band, call.softmax, call.interpret)
+    return call.from_kernel(attend(*call.arrays, call.positions), inputs.query.shape)
+
+
+NO_WINDOW = 2**30
+"""A window that reaches every position."""
+
+
+def part_forward(inputs: AttentionInputs) -> tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]:
+    """(out, lse) for keys that are a part of what the queries see, with or without a window: lse is the logarithm of
+    the sum of exp(score), +inf for a query that sees none of them."""
+    call = _part_call(inputs)
+    out, (*_, lse) = _forward(call.band, call.softmax, call.interpret, *call.arrays, call.positions)
+    shape = inputs.query.shape
+    return call.from_kernel(out, shape), call.from_kernel(lse[..., None], (*shape[:3], 1))[..., 0]
+
+
+def part_backward(
+    inputs: AttentionInputs,
+    lse: Float[Array, "b t n"],
+    delta: Float[Array, "b t n"],
+    out_gradient: Float[Array, "b t n h"],
+) -> tuple[Float[Array, "b t n h"], Float[Array, "b s k h"], Float[Array, "b s k h"]]:
+    """(dq, dk, dv) for such keys, given lse and delta = sum(out * out_gradient) of all of them."""
+    call = _part_call(inputs)
+    length = call.band.query_blocks * call.band.block_q
+    query, key, value = call.arrays
+    dq, dk, dv = backward(
+        query,
+        key,
+        value,
+        _to_kernel(out_gradient, length, call.group),
+        _to_kernel(lse[..., None], length, call.group)[..., 0],
+        _to_kernel(delta[..., None], length, call.group)[..., 0],
+        call.positions,
+        query_ranges(call.band, call.positions),
+        band=call.band,
+        softmax=call.softmax,
+        interpret=call.interpret,
+    )
+    added = call.band.keys - inputs.key.shape[1]
+    dk, dv = (jnp.moveaxis(x, -2, 1)[:, added : call.band.keys] for x in (dk, dv))
+    return call.from_kernel(dq, inputs.query.shape), dk, dv
+
+
+def _part_call(inputs: AttentionInputs) -> "_Call":
+    interpret = target_platform() != "tpu"
+    if inputs.sliding_window is None:
+        inputs = replace(inputs, sliding_window=NO_WINDOW)
+    _check(inputs, hardware=not interpret)
+    return _call(inputs, None, interpret)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """Arguments of the kernels, padded to whole blocks and laid out as they take them."""
+
+    band: Band
+    softmax: Softmax
+    interpret: bool | pltpu.InterpretParams
+    group: int
+    """Query heads of a tile."""
+    positions: PaddedPositions
+    arrays: tuple[Array, Array, Array]
+    """Query, key and value."""
+
+    def from_kernel(self, x: Array, shape: tuple[int, ...]) -> Float[Array, "b t n h"]:
+        """An array of queries as the caller knows it."""
+        return jnp.moveaxis(x, -2, 1)[:, : shape[1]].reshape(shape)
+
+
+def _to_kernel(x: Float[Array, "b t n h"], length: int, *tile: int) -> Array:
+    """[B, heads / tile, *tile, length, H], padded with zeros."""
+    x = jnp.pad(x, ((0, 0), (0, length - x.shape[1]), (0, 0), (0, 0)))
+    return jnp.moveaxis(x.reshape(*x.shape[:2], -1, *tile, x.shape[-1]), 1, -2)
+
+
+def _call(inputs: AttentionInputs, block: int | None, interpret) -> _Call:
     block, group = _tile(inputs, block)
     band = _band(inputs, block)
     inputs = _fill_keys(inputs, band.keys - inputs.key.shape[1])
-    positions = pad_positions(inputs, band)
-
-    def to_kernel(x, blocks, *tile):
-        x = jnp.pad(x, ((0, 0), (0, blocks * block - x.shape[1]), (0, 0), (0, 0)))
-        x = x.reshape(*x.shape[:2], -1, *tile, head_dim)
-        return jnp.moveaxis(x, 1, -2)
-
-    attend = partial(_attend, band, Softmax(inputs.scale, inputs.logits_soft_cap), interpret)
-    out = attend(
-        to_kernel(inputs.query, band.query_blocks, group),
-        to_kernel(inputs.key, band.key_blocks),
-        to_kernel(inputs.value, band.key_blocks),
-        positions,
+    keys = band.key_blocks * band.block_k
+    arrays = (
+        _to_kernel(inputs.query, band.query_blocks * band.block_q, group),
+        _to_kernel(inputs.key, keys),
+        _to_kernel(inputs.value, keys),
     )
-    return jnp.moveaxis(out, -2, 1)[:, :queries].reshape(batch, queries, heads, head_dim)
+    softmax = Softmax(inputs.scale, inputs.logits_soft_cap)
+    return _Call(band, softmax, interpret, group, pad_positions(inputs, band), arrays)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
@@ -77,6 +149,7 @@ def _attend(
 def _forward(band, softmax, interpret, query, key, value, positions):
     ranges = key_ranges(band, positions)
     out, lse = forward(query, key, value, positions, ranges, band=band, softmax=softmax, interpret=interpret)
+    out, lse = checkpoint_name(out, RESIDUALS), checkpoint_name(lse, RESIDUALS)
     return out, (query, key, value, positions, out, lse)
 
 
@@ -91,6 +164,18 @@ def _backward(band, softmax, interpret, residuals, out_gradient):
 
 
 _attend.defvjp(_forward, _backward)
+
+
+def takes_all_keys(inputs: AttentionInputs) -> bool:
+    """Whether a layer without a window can be computed as one with a window of everything: order is promised, and the
+    gradients of all queries fit into VMEM."""
+    if not (inputs.ordered_positions and inputs.causal) or inputs.query.dtype == jnp.float16:
+        return False
+    try:
+        _tile(replace(inputs, sliding_window=NO_WINDOW), None)
+    except NotImplementedError:
+        return False
+    return True
 
 
 def _check(inputs: AttentionInputs, *, hardware: bool) -> None:

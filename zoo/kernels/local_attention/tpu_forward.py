@@ -38,7 +38,7 @@ def forward(
     softmax: Softmax,
     interpret,
 ) -> tuple[Float[Array, "b m g t h"], Float[Array, "b m g t"]]:
-    """(out, lse): softmax-weighted values, and per query the logarithm of its sum of weights (0 if it sees no key).
+    """(out, lse): softmax-weighted values, and per query the logarithm of its sum of weights (+inf if it sees no key).
 
     The m / k tiles of g heads that follow each other share a key head. `ranges` are those of `key_ranges`.
     """
@@ -164,9 +164,8 @@ def _kernel(first, last, first_full, last_full, q_ref, k_ref, v_ref, *refs, band
         total = sum_ref[...].sum(1, keepdims=True)
         safe = jnp.where(total == 0, 1, total)
         o_ref[...] = (acc_ref[...] / safe).astype(o_ref.dtype).reshape(o_ref.shape)
-        lse = jnp.log(safe)
-        if max_ref is not None:
-            lse += jnp.where(total == 0, 0, max_ref[:, :1])
+        lse = jnp.log(safe) if max_ref is None else jnp.log(safe) + max_ref[:, :1]
+        lse = jnp.where(total == 0, jnp.inf, lse)
         lse = jnp.broadcast_to(lse, (rows, LANES)).T[:1]
         for head in range(group):
             lse_ref[head : head + 1, :] = lse[:, head * block_q : (head + 1) * block_q]
