@@ -27,7 +27,7 @@ HELP = """What the recipe needs and how long its step takes on chips that are no
 
 RECIPE is one of: {names}. --mesh is short for the recipe's mesh.* options (axes that are not named are 1), and every
 other field of the recipe is an option, as for zoo.train. --options are added to the compiler's usual ones; "none"
-leaves those out. Ends with exit code 0 when done, 2 when the input is wrong."""
+switches those off. Ends with exit code 0 when done, 2 when the input is wrong."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -127,15 +127,15 @@ def take_option(arguments: list[str], name: str) -> str | None:
 
 
 def parse_options(text: str | None, platform: str) -> dict[str, str | bool] | None:
-    """Compiler options: the usual ones and those given; None = the usual ones."""
+    """Changes of the usual compiler options, which "none" switches off; None = no change."""
     from zoo.parallel.compiler_options import compiler_options
 
     if text is None:
         return None
-    found: dict[str, str | bool] = dict(compiler_options(platform))
+    found: dict[str, str | bool] = {}
     for part in text.split(","):
         if part == "none":
-            found = {}
+            found = dict.fromkeys(compiler_options(platform), False)
             continue
         name, equals, value = part.partition("=")
         if not equals:

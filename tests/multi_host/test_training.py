@@ -143,7 +143,10 @@ def test_sigterm_to_one_of_two_saves_and_both_end_with_code_75(corpus, tmp_path)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optimizer.learning_rate": 0.5}, "the processes do not run the same: optimizer.learning_rate is 0.00"),
+        (
+            {"optimizer.learning_rate": 0.5},
+            "the processes do not run the same: optimizer.learning_rate is 0.012 on process 0",
+        ),
         ({"data.seed": 3}, "the processes do not run the same: data.seed is 0 on process 0"),
     ],
 )

@@ -117,7 +117,7 @@ def make_plan(
         batch_size=recipe.data.batch_size,
         sequence_length=recipe.data.sequence_length,
         accumulation_steps=recipe.optimizer.accumulation_steps,
-        remat_policy=recipe.execution.remat_policy,
+        remat_policy=recipe.execution.remat_policy if program == "train" else "none",
         tokens=tokens,
         num_parameters=recipe.model.num_parameters(),
         memory=compiled.memory,

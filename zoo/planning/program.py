@@ -68,7 +68,7 @@ def compile_recipe(
 ) -> CompiledProgram:
     """One training step, or the prefill or a block of decode steps, compiled. Nothing is allocated or run.
 
-    options: compiler options; None = those of `zoo.parallel.compiler_options`.
+    options: changes of the compiler options with which the program is run.
     keep: whether the result is kept in the user's cache, and taken from there if the lowered program is the same.
 
     Raises: UserError for sizes that do not fit, and for a program that the compiler refuses (its reason in one line).
@@ -78,7 +78,9 @@ def compile_recipe(
 
         recipe = inference_recipe(recipe)
     mesh = plan_mesh(recipe, topology)
-    options = compiler_options(topology.platform) if options is None else dict(options)
+    # As `training_program` has them; generation, and a single device, are compiled with the compiler's defaults.
+    usual = compiler_options(topology.platform) if program == "train" and mesh.size > 1 else {}
+    options = {**usual, **(options or {})}
     keywords: dict[str, Any] = {}
     began = time.perf_counter()
     with activation_sharding(mesh, recipe.rules), jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
