@@ -90,7 +90,12 @@ def memory_bytes(mesh: Mesh) -> int | None:
             return hosts * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         except (ValueError, OSError, AttributeError):
             return None
-    limit = (device.memory_stats() or {}).get("bytes_limit") if device.process_index == jax.process_index() else None
+    if device.process_index != jax.process_index():
+        return None
+    try:
+        limit = (device.memory_stats() or {}).get("bytes_limit")
+    except jax.errors.JaxRuntimeError:  # a device that is only described, see zoo.ahead_of_time
+        return None
     return None if limit is None else limit * mesh.size
 
 
