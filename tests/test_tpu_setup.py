@@ -34,6 +34,8 @@ class Machine:
             (self.bin / tool).symlink_to(path)
 
     def add_command(self, name: str, text: str) -> None:
+        # Written through the link of a tool of the machine, the text would replace that tool.
+        (self.bin / name).unlink(missing_ok=True)
         (self.bin / name).write_text(text)
         (self.bin / name).chmod(0o755)
 
