@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.kernels.platform import target_platform
-from zoo.parallel import axis_divisions
 
 
 def parameter(rngs: nnx.Rngs, shape: tuple[int, ...], axes: tuple[str | None, ...], initializer, dtype) -> nnx.Param:
@@ -28,7 +27,7 @@ def project(equation: str, inputs: Array, weight: Array) -> Float[Array, "..."]:
 
     The last axes of `inputs` are contracted with the first of `weight`. On CPU it is computed as one
     [tokens, in] @ [in, out] product: a weight gradient that contracts two token axes leaves XLA:CPU's fast matrix
-    multiplication (2.6x). Where sequences are divided among devices, [batch, length] cannot become one axis in place.
+    multiplication (2.6x).
     """
     operands, result = equation.split("->")
     left, right = operands.split(",")
@@ -38,7 +37,7 @@ def project(equation: str, inputs: Array, weight: Array) -> Float[Array, "..."]:
         or result != left[: -len(contracted)] + right[len(contracted) :]
     ):
         raise ValueError(f"{equation!r}: need the last input axes contracted with the first weight axes")
-    if target_platform() != "cpu" or axis_divisions("length") > 1 or axis_divisions("residual_length") > 1:
+    if target_platform() != "cpu":
         return jnp.einsum(equation, inputs, weight.astype(inputs.dtype), precision=precision_of(inputs.dtype))
     lead, fan_in = inputs.shape[: -len(contracted)], math.prod(weight.shape[: len(contracted)])
     precision = precision_of(inputs.dtype)

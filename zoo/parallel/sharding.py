@@ -27,8 +27,6 @@ class ShardingRules:
     residual_length: MeshAxes = ("context", "tensor")
     """Tokens of a sequence in the residual stream, between the sub-layers: with "tensor", norms and what is saved for
     the backward pass are divided among the devices of a tensor group (Korthikanti et al., arXiv 2205.05198)."""
-    activation_embed: MeshAxes = None
-    """Model width of activations."""
     vocab: MeshAxes = "tensor"
     """Rows of the embedding."""
     embed: MeshAxes = ("fsdp", "context", "expert")
@@ -116,7 +114,7 @@ activation_context: contextvars.ContextVar[tuple[Mesh, ShardingRules] | None] = 
 
 @contextlib.contextmanager
 def activation_sharding(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
-    """While model code is traced inside, `constrain` pins activations to `mesh` by `rules`."""
+    """While model code is traced inside, `spmd` divides it among the devices of `mesh` by `rules`."""
     token = activation_context.set((mesh, rules))
     try:
         yield
