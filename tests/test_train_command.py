@@ -192,7 +192,7 @@ def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(single, c
 
 @pytest.mark.slow
 def test_thirty_kills_at_any_moment_leave_no_trace(corpus, tmp_path):
-    options, environment = {"steps": 150, "evaluate_every": 25}, tiny_run.own_cache(tmp_path)
+    options, environment = {"steps": 360, "evaluate_every": 25}, tiny_run.own_cache(tmp_path)
     code, _, errors = run_command(arguments(corpus, tmp_path / "whole", **options), **environment)
     assert code == 0, errors
     command = arguments(corpus, tmp_path / "run", **options)

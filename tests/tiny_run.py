@@ -188,7 +188,7 @@ def wait_for(process: subprocess.Popen, seconds: float) -> None:
 if __name__ == "__main__":
     folder, number = Path(sys.argv[1]), int(sys.argv[2])
     corpus = write_corpus(folder / "corpus")
-    sizes, cache = {"steps": 150, "evaluate_every": 25}, own_cache(folder)
+    sizes, cache = {"steps": 12 * number, "evaluate_every": 25}, own_cache(folder)
     assert run_command(arguments(corpus, folder / "whole", **sizes), **cache)[0] == 0
     print(
         json.dumps(kill_until_done(arguments(corpus, folder / "killed", **sizes), folder / "killed", number, **cache))

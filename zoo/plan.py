@@ -128,7 +128,7 @@ def take_option(arguments: list[str], name: str) -> str | None:
 
 def parse_options(text: str | None, platform: str) -> dict[str, str | bool] | None:
     """Changes of the usual compiler options, which "none" switches off; None = no change."""
-    from zoo.parallel.compiler_options import compiler_options
+    from zoo.parallel.compiler_options import DEFAULT_VMEM_KIB, compiler_options
 
     if text is None:
         return None
@@ -136,6 +136,8 @@ def parse_options(text: str | None, platform: str) -> dict[str, str | bool] | No
     for part in text.split(","):
         if part == "none":
             found = dict.fromkeys(compiler_options(platform), False)
+            if platform == "tpu":
+                found["xla_tpu_scoped_vmem_limit_kib"] = DEFAULT_VMEM_KIB
             continue
         name, equals, value = part.partition("=")
         if not equals:

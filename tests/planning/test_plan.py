@@ -214,9 +214,10 @@ def test_a_search_tries_only_meshes_that_divide_and_prefers_what_fits():
 
 def test_the_compiler_options_of_a_platform_are_one_set():
     assert compiler_options("tpu") and not compiler_options("cpu")
+    assert compiler_options("tpu", "TPU v5")["xla_tpu_scoped_vmem_limit_kib"] == str(48 * 1024)
     assert zoo.plan.parse_options(None, "tpu") is None
     assert zoo.plan.parse_options("a=true,b=3", "tpu") == {"a": True, "b": "3"}
-    off = dict.fromkeys(compiler_options("tpu"), False)
+    off = {**dict.fromkeys(compiler_options("tpu"), False), "xla_tpu_scoped_vmem_limit_kib": "16384"}
     assert zoo.plan.parse_options("none,a=1", "tpu") == {**off, "a": "1"}
 
 

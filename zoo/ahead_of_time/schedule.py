@@ -253,7 +253,11 @@ class _Walk:
             return 0.0
         if role == "done":
             return self._finish(pending.pop(chain, None), 0.0, times)
-        seconds = self._own(computation, instruction, times)
+        kernels = [other for other in called.instructions if is_kernel(other)]
+        if kernels:  # one that carries a collective: the fusion itself has no estimate
+            seconds = sum(self._kernel(called, kernel, times) for kernel in kernels)
+        else:
+            seconds = self._own(computation, instruction, times)
         if chain in pending:
             pending[chain].progress += seconds
             return seconds

@@ -11,8 +11,9 @@ from zoo.parallel import divided
 
 RematPolicy = Literal["none", "norms", "mlp", "dots", "full"]
 
-ATTENTION_NAMES = ("query", "key", "value", "attention", "sublayer_input", "sublayer_output")
-"""Checkpoint names of what the policies "norms" and "mlp" keep."""
+ATTENTION_NAMES = ("query", "key", "value", "attention", "sublayer_output")
+"""Checkpoint names of what the policies "norms" and "mlp" keep. Not what a sub-layer gathers from its tensor group: to
+write it to the stack of all layers and to read it back takes longer than the second gather, which is mostly hidden."""
 MLP_NAMES = ("gate", "up")
 """Checkpoint names of what "norms" keeps besides."""
 

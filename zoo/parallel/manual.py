@@ -159,8 +159,7 @@ def own_part(x: jax.Array, name: str, axis: int) -> jax.Array:
 
 def enter_sublayer(x: jax.Array) -> jax.Array:
     """[b, t, d] of the residual stream to all tokens that the sub-layer's tensor group works on together."""
-    axes = _extra_axes()
-    return checkpoint_name(gather(x, axes, axis=1), "sublayer_input") if axes else x
+    return gather(x, _extra_axes(), axis=1)
 
 
 def leave_sublayer(x: jax.Array, name: str) -> jax.Array:

@@ -76,7 +76,9 @@ def compile_recipe(
         recipe = inference_recipe(recipe)
     mesh = plan_mesh(recipe, topology)
     # As `training_program` has them; generation, and a single device, are compiled with the compiler's defaults.
-    usual = compiler_options(topology.platform) if program == "train" and mesh.size > 1 else {}
+    usual = {}
+    if program == "train" and mesh.size > 1:
+        usual = compiler_options(topology.platform, topology.devices[0].device_kind)
     options = {**usual, **(options or {})}
     keywords: dict[str, Any] = {}
     began = time.perf_counter()

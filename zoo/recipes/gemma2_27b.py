@@ -25,7 +25,7 @@ RECIPE = Recipe(
     model=preset("gemma2-27b"),
     execution=Execution(compute_dtype="bfloat16", scan_layers=True, remat_policy="full"),
     mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
-    data=DataConfig(sequence_length=8192, batch_size=256),
+    data=DataConfig(sequence_length=8192, batch_size=256, shuffle_window_tokens=2**24),
     optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=500),
     # Checksums would read 330 GB back after every save.
     loop=LoopConfig(steps=10_000, evaluate_every=500, checkpoint_every=500, checksums=False),

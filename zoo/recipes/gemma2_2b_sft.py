@@ -25,7 +25,9 @@ RECIPE = Recipe(
     model=preset("gemma2-2b-it"),
     execution=Execution(compute_dtype="bfloat16", scan_layers=True, remat_policy="full"),
     mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
-    data=DataConfig(sequence_length=4096, batch_size=32, format="chat", packing="first_fit"),
+    data=DataConfig(
+        sequence_length=4096, batch_size=32, shuffle_window_tokens=2**20, format="chat", packing="first_fit"
+    ),
     optimizer=OptimizerConfig(learning_rate=1e-5, warmup_steps=50, weight_decay=0.0),
     loop=LoopConfig(steps=1000, evaluate_every=100, checkpoint_every=100),
 )

@@ -24,7 +24,7 @@ RECIPE = Recipe(
     model=preset("gemma2-9b"),
     execution=Execution(compute_dtype="bfloat16", scan_layers=True, remat_policy="full"),
     mesh=MeshConfig(data=1, fsdp=-1, tensor=1),
-    data=DataConfig(sequence_length=8192, batch_size=128),
+    data=DataConfig(sequence_length=8192, batch_size=128, shuffle_window_tokens=2**23),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=500),
     loop=LoopConfig(steps=10_000, evaluate_every=500, checkpoint_every=500),
     z_loss=1e-4,

@@ -54,7 +54,8 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
         spike_rule=recipe.optimizer.spike_rule,
     )
     state = abstract_state(model.params, optimizer)
-    options = compiler_options(mesh.devices.flat[0].platform) if mesh.size > 1 else None
+    device = mesh.devices.flat[0]
+    options = compiler_options(device.platform, device.device_kind) if mesh.size > 1 else None
     jitted = jit_train_step(step, state, options)
     return TrainingProgram(model, optimizer, loss, jitted, state, abstract_batch(recipe, mesh))
 

@@ -127,7 +127,9 @@ def make_train_step(
     return train_step
 
 
-def jit_train_step(train_step: TrainStep, state: TrainState, compiler_options: Mapping[str, bool] | None = None) -> Any:
+def jit_train_step(
+    train_step: TrainStep, state: TrainState, compiler_options: Mapping[str, bool | str] | None = None
+) -> Any:
     """The compiled step. It consumes (donates) its state and returns one with the shardings of `state` (arrays or
     ShapeDtypeStructs); metrics are replicated. Left free, XLA might choose other shardings for the result, and would
     compile again for the second step."""
