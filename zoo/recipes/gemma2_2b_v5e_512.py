@@ -10,8 +10,8 @@ rate and schedule are not published: here every data shard has one sequence of 8
 The 512 data shards are 2 slices (mesh.replica) x 8 copies (data) x 32 shards of the parameters (fsdp). 2304 does not
 divide by 512, and in fewer than 8 rows of a weight a device would waste the 8 rows of a TPU's tile: 2304 / 32 = 72.
 Cost: 476,837 steps of 4.2 million tokens and 7.5e16 operations: 3.6e22, 9 days at the speed below.
-Expected result: not known, it was compiled only. `zoo.plan`: 13.4 of 17 GB a chip, 0.87 s a step by the roofline
-and 1.67 s by the compiled schedule: 2.5 million tokens/s, 45 % of the chips' peak.
+Expected result: not known, it was compiled only. `zoo.plan`: 14.5 of 17 GB a chip, 0.87 s a step by the roofline
+and 1.57 s by the compiled schedule: 2.7 million tokens/s, 47 % of the chips' peak.
 """
 
 from zoo.data import DataConfig

@@ -9,9 +9,9 @@ rate and schedule are not published: here every data shard has one sequence of 8
 
 The 1,024 data shards are 16 copies (mesh.data) x 64 shards of the parameters (fsdp): 3584 does not divide by 1,024, and
 a TPU's tile has 8 rows: 3584 / 64 = 56.
-Cost: 953,674 steps of 8.4 million tokens and 5.3e17 operations: 5.0e23, 15 days at the speed below.
-Expected result: not known, it was compiled only. `zoo.plan`: 20.0 of 34 GB a chip, 0.48 s a step by the roofline
-and 1.34 s by the compiled schedule: 6.3 million tokens/s, 35 % of the chips' peak.
+Cost: 953,674 steps of 8.4 million tokens and 5.3e17 operations: 5.0e23, 14 days at the speed below.
+Expected result: not known, it was compiled only. `zoo.plan`: 15.6 of 34 GB a chip, 0.54 s a step by the roofline
+and 1.26 s by the compiled schedule: 6.6 million tokens/s, 37 % of the chips' peak.
 """
 
 from zoo.data import DataConfig
