@@ -1,6 +1,7 @@
 """Errors that are the user's to mend, and the commands' exit codes: 0 done, 2 wrong input, 75 run the same command
 again, 1 anything else."""
 
+import logging
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -31,6 +32,8 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, TryAgain) as error:
+        # What failed in other writes of the same checkpoint is said by asyncio when its tasks are collected.
+        logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else TRY_AGAIN)
     except BrokenPipeError:
