@@ -38,10 +38,7 @@ def attend(
 
 
 def _forward(query, key, value, mask, scale, soft_cap):
-    scores = scale * _product("...rh,...sh->...rs", _rows(query), key)
-    scores = scores.reshape(*query.shape[:-1], key.shape[-2])
-    if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = _capped_scores(query, key, scale, soft_cap)
     largest = None
     if soft_cap is None or soft_cap > NO_MAXIMUM_SOFT_CAP or query.dtype == jnp.float16:
         largest = jnp.max(scores, axis=-1, keepdims=True, where=mask, initial=_MASKED)
@@ -109,10 +106,7 @@ def part_gradients(
     p = exp(score - lse);  dv = p' do;  ds = p (do v' - delta), times 1 - (score / cap)^2;  dq = scale ds k;
     dk = scale ds' q.  delta = sum(do * out) over a head.
     """
-    scores = scale * _product("...rh,...sh->...rs", _rows(query), key)
-    scores = scores.reshape(*query.shape[:-1], key.shape[-2])
-    if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
+    scores = _capped_scores(query, key, scale, soft_cap)
     weights = jnp.exp(jnp.where(mask, scores - lse[..., None], _MASKED))
     gradient = _rows(out_gradient.astype(value.dtype))
     change = weights * (_product("...rh,...sh->...rs", gradient, value).reshape(weights.shape) - delta[..., None])
@@ -124,6 +118,12 @@ def part_gradients(
         _product("...rs,...rh->...sh", change, _rows(query)),
         _product("...rs,...rh->...sh", _rows(weights).astype(value.dtype), gradient),
     )
+
+
+def _capped_scores(query, key, scale, soft_cap) -> Float[Array, "*x k g c s"]:
+    scores = scale * _product("...rh,...sh->...rs", _rows(query), key)
+    scores = scores.reshape(*query.shape[:-1], key.shape[-2])
+    return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
 
 
 def _rows(x: Float[Array, "*x g c n"]) -> Float[Array, "*x r n"]:

@@ -6,9 +6,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from zoo.kernels.attention.dispatch import dot_product_attention
-from zoo.kernels.attention.visibility import EMPTY_POSITION
-from zoo.kernels.context_attention.halo import MeshAxis
+from zoo.kernels.context_attention.halo import MeshAxis, attend_own_last
 
 
 def gather_attention(
@@ -35,24 +33,5 @@ def gather_attention(
     turned = jnp.moveaxis(jnp.take(gathered, order, axis=0, unique_indices=True, mode="clip"), 0, 1)
     keys, values = jnp.split(turned.reshape(len(key), devices * tokens, *turned.shape[3:]), 2, axis=2)
 
-    def of_keys(x, missing):
-        if x is None:
-            return None
-        x = jnp.pad(x, ((0, 0), ((devices - 1) * tokens, 0)), constant_values=missing)
-        return jax.lax.dynamic_slice_in_dim(x, index * tokens, devices * tokens, axis=1)
-
-    def of_queries(x):
-        return None if x is None else x[:, -tokens:]
-
-    key_positions, key_segments = of_keys(positions, EMPTY_POSITION), of_keys(segment_ids, -1)
-    return dot_product_attention(
-        query,
-        keys,
-        values,
-        query_positions=of_queries(key_positions),
-        key_positions=key_positions,
-        query_segment_ids=of_queries(key_segments),
-        key_segment_ids=key_segments,
-        ordered_positions=True,
-        **options,
-    )
+    before = (devices - 1) * tokens
+    return attend_own_last(query, keys, values, positions, segment_ids, axis=axis, before=before, **options)

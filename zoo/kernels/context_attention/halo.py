@@ -43,23 +43,39 @@ def halo_attention(
     # Where a layer is recomputed, what has arrived may be kept: `RESIDUALS`.
     keys, values = jnp.split(checkpoint_name(jnp.concatenate([*parts, own], axis=1), RESIDUALS), 2, axis=2)
 
-    index = jax.lax.axis_index(axis)
+    options["sliding_window"] = sliding_window
+    return attend_own_last(query, keys, values, positions, segment_ids, axis=axis, before=reach, **options)
+
+
+def attend_own_last(
+    query: Float[Array, "b t n h"],
+    keys: Float[Array, "b s k h"],
+    values: Float[Array, "b s k h"],
+    positions: Int[Array, "#b all"],
+    segment_ids: Int[Array, "#b all"] | None,
+    *,
+    axis: MeshAxis,
+    before: int,
+    **options: Any,
+) -> Float[Array, "b t n h"]:
+    """Attention of a device's own queries to its own t keys and the `before` ones in front of them, s in all; keys in
+    front of the whole row are at positions that nobody sees. Options, errors: those of `dot_product_attention`."""
+    start = jax.lax.axis_index(axis) * query.shape[1]
 
     def of_keys(x, missing):
         if x is None:
             return None
-        x = jnp.pad(x, ((0, 0), (reach, 0)), constant_values=missing)
-        return jax.lax.dynamic_slice_in_dim(x, index * tokens, reach + tokens, axis=1)
+        x = jnp.pad(x, ((0, 0), (before, 0)), constant_values=missing)
+        return jax.lax.dynamic_slice_in_dim(x, start, keys.shape[1], axis=1)
 
     def of_queries(x):
-        return None if x is None else x[:, reach:]
+        return None if x is None else x[:, before:]
 
     key_positions, key_segments = of_keys(positions, EMPTY_POSITION), of_keys(segment_ids, -1)
     return dot_product_attention(
         query,
         keys,
         values,
-        sliding_window=sliding_window,
         query_positions=of_queries(key_positions),
         key_positions=key_positions,
         query_segment_ids=of_queries(key_segments),
