@@ -24,7 +24,6 @@ from zoo.parallel.sharding import ShardingRules as ShardingRules
 from zoo.parallel.sharding import activation_sharding as activation_sharding
 from zoo.parallel.sharding import axis_divisions as axis_divisions
 from zoo.parallel.sharding import batch_sharding as batch_sharding
-from zoo.parallel.sharding import constrain as constrain
 from zoo.parallel.sharding import init_sharded as init_sharded
 from zoo.parallel.sharding import logical_axes as logical_axes
 from zoo.parallel.sharding import state_axes as state_axes

@@ -122,15 +122,6 @@ def activation_sharding(mesh: Mesh, rules: ShardingRules) -> Iterator[None]:
         activation_context.reset(token)
 
 
-def constrain(x: jax.Array, axes: tuple[str | None, ...]) -> jax.Array:
-    """`x` with its sharding pinned by logical axes; outside `activation_sharding` it is `x` itself."""
-    context = activation_context.get()
-    if context is None:
-        return x
-    mesh, rules = context
-    return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, rules.spec(axes)))
-
-
 def axis_divisions(axis: str) -> int:
     """In how many parts the active `activation_sharding` divides a logical axis; 1 outside of it."""
     context = activation_context.get()
