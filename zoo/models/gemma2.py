@@ -8,31 +8,14 @@ Presets at the bottom: sizes of the report's tables 1-3, and small ones for one 
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
-from zoo.kernels.platform import target_platform
-from zoo.nn import (
-    Attention,
-    Embedder,
-    Execution,
-    GatedFeedForward,
-    LayerCache,
-    RMSNorm,
-    build_layers,
-    empty_cache,
-    rope_angles,
-    run_layers,
-)
-from zoo.parallel import axis_divisions, own_part, spmd, state_axes
+from zoo.models.decoder import Decoder, LayerContext
+from zoo.nn import Attention, Embedder, Execution, GatedFeedForward, LayerCache, RMSNorm, build_layers
 from zoo.training.mfu import decoder_forward_flops_per_token
-
-Cache = tuple[LayerCache, ...]
 
 
 @dataclass(frozen=True)
@@ -92,6 +75,11 @@ class Gemma2Config:
             if value is not None and not value > 0:
                 raise UserError(f"model.{name} must be positive, got {value}")
 
+    @property
+    def pattern_length(self) -> int:
+        """Layers of the repeating unit."""
+        return len(self.layer_types)
+
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer; None = global."""
         return self.sliding_window if self.layer_types[layer % len(self.layer_types)] == "local" else None
@@ -140,16 +128,20 @@ class DecoderLayer(nnx.Module):
         self.mlp = GatedFeedForward(config.embed_dim, config.hidden_dim, execution=execution, rngs=rngs)
         self.post_ffw_norm = norm()
 
-    def __call__(self, x, angles, positions, segment_ids, cache: LayerCache | None):
-        attended, cache = self.attention(self.pre_attention_norm(x), angles, positions, segment_ids, cache)
+    def __call__(self, x, context: LayerContext, cache: LayerCache | None):
+        attended, cache = self.attention(
+            self.pre_attention_norm(x), context.angles, context.positions, context.segment_ids, cache
+        )
         x = x + self.post_attention_norm(attended)
         with jax.named_scope("mlp"):
             x = x + self.post_ffw_norm(self.mlp(self.pre_ffw_norm(x)))
-        return x, cache
+        return x, cache, None
 
 
-class Gemma2(nnx.Module):
-    """Tokens to logits; see `zoo.nn.stacking` for the two layouts of `layers`."""
+class Gemma2(Decoder):
+    """Tokens to logits; see `Decoder`."""
+
+    config: Gemma2Config
 
     def __init__(self, config: Gemma2Config, *, execution: Execution | None = None, rngs: nnx.Rngs):
         execution = execution or Execution()
@@ -158,112 +150,11 @@ class Gemma2(nnx.Module):
         self.layers = build_layers(
             lambda position, rngs: DecoderLayer(config, position, execution=execution, rngs=rngs),
             config.num_layers,
-            len(config.layer_types),
+            config.pattern_length,
             execution=execution,
             rngs=rngs,
         )
         self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, execution=execution, rngs=rngs)
-
-    def __call__(
-        self,
-        tokens: Int[Array, "b t"],
-        *,
-        positions: Int[Array, "b t"] | None = None,
-        segment_ids: Int[Array, "b t"] | None = None,
-        media: None = None,
-        cache: Cache | None = None,
-    ) -> Float[Array, "b t v"] | tuple[Float[Array, "b t v"], Cache]:
-        """float32 logits of the next token; with a cache also the cache with these tokens in it.
-
-        positions: default 0..T-1, with a cache the tokens after those it holds. Within a segment they rise by one per
-        token. segment_ids: contiguous runs that do not see each other, 0 = padding. With a cache every row is one
-        sequence, and prompts of unequal length are padded on the left.
-        """
-        hidden, new_cache = self._run(tokens, positions, segment_ids, media, cache)
-        logits = self.logits(hidden)
-        return logits if new_cache is None else (logits, new_cache)
-
-    def hidden_states(
-        self,
-        tokens: Int[Array, "b t"],
-        *,
-        positions: Int[Array, "b t"] | None = None,
-        segment_ids: Int[Array, "b t"] | None = None,
-        media: None = None,
-        cache: Cache | None = None,
-    ) -> Float[Array, "b t d"] | tuple[Float[Array, "b t d"], Cache]:
-        """Hidden states after the final norm, in the compute dtype; arguments as for the call."""
-        hidden, new_cache = self._run(tokens, positions, segment_ids, media, cache)
-        return hidden if new_cache is None else (hidden, new_cache)
-
-    def _run(self, tokens, positions, segment_ids, media, cache) -> tuple[Float[Array, "b t d"], Cache | None]:
-        if media is not None:
-            raise ValueError("Gemma 2 reads text only: media must be None")
-        if positions is None:
-            start = 0 if cache is None else jnp.max(cache[0].cursor)
-            positions = start + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
-        positions = jnp.broadcast_to(positions, tokens.shape)
-        graphdef, state = nnx.split(self)
-
-        def run(state, tokens, positions, segment_ids, cache):
-            return nnx.merge(graphdef, state)._run_parts(tokens, positions, segment_ids, cache)
-
-        # Positions and segments are whole rows: attention asks about keys of other devices.
-        rows, whole = ("batch", "length"), ("batch", None)
-        cache_axes: Any = None if cache is None else tuple(layer.axes for layer in cache)
-        in_axes = (state_axes(state), rows, whole, None if segment_ids is None else whole, cache_axes)
-        new_axes = None if cache is None else tuple(replace(layer, empty=False) for layer in cache_axes)
-        out_axes = (("batch", "residual_length", None), new_axes)
-        batch, length = tokens.shape
-        sizes = {"batch": batch, "length": length, "residual_length": length}
-        return spmd(run, in_axes, out_axes, sizes)(state, tokens, positions, segment_ids, cache)
-
-    def _run_parts(self, tokens, positions, segment_ids, cache) -> tuple[Float[Array, "b t d"], Cache | None]:
-        """`_run` on one device's part of the arrays; tokens of the residual stream come out."""
-        with jax.named_scope("embed"):
-            x = self.embedder.encode(tokens)
-            own_positions = own_part(positions, "length", axis=1)
-            angles = rope_angles(own_positions, self.config.head_dim, self.config.rope_theta)
-
-        def apply(layer: DecoderLayer, x, layer_cache):
-            return layer(x, angles, positions, segment_ids, layer_cache)
-
-        x, new_cache = run_layers(self.layers, x, apply, cache, self.execution)
-        return self.final_norm(x), new_cache
-
-    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
-        """float32 logits, soft-capped, of hidden states after the final norm."""
-        with jax.named_scope("logits"):
-            return self.embedder.decode(hidden, self.config.final_logit_soft_cap)
-
-    def output_embedding(self) -> Float[Array, "v d"]:
-        """The output head (the tied embedding) in the compute dtype, for losses that work on parts of the logits."""
-        return self.embedder.embedding[...].astype(self.execution.dtype)
-
-    def init_cache(self, batch_size: int, max_length: int, dtype: jnp.dtype | None = None) -> Cache:
-        """An empty cache for `max_length` tokens: at most W slots on a local layer, `max_length` on a global one.
-
-        Devices that share the tokens of a sequence share the slots of global layers (`LayerCache.shared`). Each has as
-        many as the others, on accelerators a multiple of 128.
-        """
-        config, scanned = self.config, self.execution.scan_layers
-        devices = axis_divisions("slots")
-        # Otherwise a TPU stores the slots transposed and copies the whole cache into and out of every program.
-        multiple = devices if target_platform() == "cpu" else 128 * devices
-        max_length = -(-max_length // multiple) * multiple
-        lead = (config.num_layers // len(config.layer_types),) if scanned else ()
-        return tuple(
-            empty_cache(
-                batch_size,
-                min(config.window(layer) or max_length, max_length),
-                config.num_kv_heads,
-                config.head_dim,
-                dtype or self.execution.dtype,
-                lead,
-                shared=devices > 1 and config.window(layer) is None,
-            )
-            for layer in range(len(self.layers))
-        )
 
 
 GEMMA2_2B = Gemma2Config(

@@ -1,4 +1,4 @@
-"""Token embedding, tied with the output head."""
+"""Token embedding and output head, tied or not."""
 
 import math
 from functools import partial
@@ -17,24 +17,39 @@ from zoo.parallel import divided, gather, leave_sublayer, sum_scatter
 class Embedder(nnx.Module):
     """x = E[token] * sqrt(D) on the way in, h . E^T on the way out.
 
-    The normaliser is rounded to the compute dtype first, as the released weights were trained (bf16: 48, 59.75, 68).
+    Gemma's normaliser is rounded to the compute dtype first, as the released weights were trained (bf16: 48, 59.75,
+    68); with `scaled=False` there is none. With `tied=False` the output has a table of its own, `head`.
     """
 
-    def __init__(self, vocab_size: int, embed_dim: int, *, execution: Execution, rngs: nnx.Rngs):
-        self.dtype = execution.dtype
-        self.embedding = parameter(
-            rngs, (vocab_size, embed_dim), ("vocab", "embed"), fan_in_normal(embed_dim), execution.weight_dtype
-        )
+    def __init__(
+        self,
+        vocab_size: int,
+        embed_dim: int,
+        *,
+        scaled: bool = True,
+        tied: bool = True,
+        execution: Execution,
+        rngs: nnx.Rngs,
+    ):
+        self.dtype, self.scaled, self.tied = execution.dtype, scaled, tied
+        shape, axes, init = (vocab_size, embed_dim), ("vocab", "embed"), fan_in_normal(embed_dim)
+        self.embedding = parameter(rngs, shape, axes, init, execution.weight_dtype)
+        if not tied:
+            self.head = parameter(rngs, shape, axes, init, execution.weight_dtype)
 
     def encode(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
-        """Scaled embeddings in the compute dtype."""
+        """Embeddings in the compute dtype."""
         shares = _Shares(divided("vocab"), divided("embed"))
         rows = leave_sublayer(_look_up(self.embedding[...], tokens, self.dtype, shares), "vocab")
-        return rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype)
+        return rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype) if self.scaled else rows
+
+    def output_table(self) -> Float[Array, "v d"]:
+        """The rows whose products with hidden states are the logits."""
+        return (self.embedding if self.tied else self.head)[...]
 
     def decode(self, hidden: Float[Array, "b t d"], soft_cap: float | None) -> Float[Array, "b t v"]:
         """float32 logits c * tanh(h . E^T / c); c = None: h . E^T."""
-        embedding = self.embedding[...].astype(hidden.dtype)
+        embedding = self.output_table().astype(hidden.dtype)
         logits = jnp.einsum(
             "btd,vd->btv",
             hidden,

@@ -44,39 +44,53 @@ def build_layers(
 def run_layers(
     layers: nnx.List,
     x: jax.Array,
-    apply: Callable[[Any, jax.Array, Any], tuple[jax.Array, Any]],
+    apply: Callable[[Any, jax.Array, Any, Any], tuple[jax.Array, Any, Any]],
     caches: Sequence[Any] | None,
     execution: Execution,
-) -> tuple[jax.Array, tuple[Any, ...] | None]:
-    """Runs ``x, cache = apply(layer, x, cache)`` through all layers under the remat policy."""
+) -> tuple[jax.Array, tuple[Any, ...] | None, Any]:
+    """Runs ``x, cache, statistics = apply(layer, x, cache, index)`` through all layers under the remat policy.
+
+    Returns the last x, the caches (None if none were given), and the statistics of those layers that give any (not
+    None), stacked in the order of the layers; None if no layer does.
+    """
     held = (None,) * len(layers) if caches is None else tuple(caches)
     graphdefs, states = zip(*(nnx.split(layer) for layer in layers), strict=True)
     if execution.scan_layers:
 
         def unit(x, slices):
-            new = []
-            for graphdef, state, cache in zip(graphdefs, *slices, strict=True):
-                x, cache = apply(nnx.merge(graphdef, _gathered(state, execution)), x, cache)
+            number, *parts = slices
+            new, found = [], []
+            for position, (graphdef, state, cache) in enumerate(zip(graphdefs, *parts, strict=True)):
+                layer, index = nnx.merge(graphdef, gathered(state, execution)), number * len(layers) + position
+                x, cache, statistics = apply(layer, x, cache, index)
                 new.append(cache)
-            return x, tuple(new)
+                found += [] if statistics is None else [statistics]
+            return x, (tuple(new), _stacked(found))
 
-        x, held = jax.lax.scan(execution.remat(unit), x, (states, held))
+        units = len(jax.tree.leaves(states)[0])
+        x, (held, statistics) = jax.lax.scan(execution.remat(unit), x, (jnp.arange(units), states, held))
+        statistics = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), statistics)
     else:
-        new = []
-        for graphdef, state, cache in zip(graphdefs, states, held, strict=True):
+        new, found = [], []
+        for index, (graphdef, state, cache) in enumerate(zip(graphdefs, states, held, strict=True)):
             one = execution.remat(
-                lambda state, x, cache, graphdef=graphdef: apply(
-                    nnx.merge(graphdef, _gathered(state, execution)), x, cache
+                lambda state, x, cache, graphdef=graphdef, index=index: apply(
+                    nnx.merge(graphdef, gathered(state, execution)), x, cache, index
                 )
             )
-            x, cache = one(state, x, cache)
+            x, cache, statistics = one(state, x, cache)
             new.append(cache)
-        held = tuple(new)
-    return x, None if caches is None else held
+            found += [] if statistics is None else [statistics]
+        held, statistics = tuple(new), _stacked(found)
+    return x, None if caches is None else held, statistics
 
 
-def _gathered(state: nnx.State, execution: Execution) -> nnx.State:
-    """The parameters of one layer with all that devices share of them, in the compute dtype where they do."""
+def _stacked(found: list[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *found) if found else None
+
+
+def gathered(state: nnx.State, execution: Execution) -> nnx.State:
+    """A layer's parameters with all that devices share of them, in the compute dtype where they do."""
 
     def whole(variable: nnx.Variable) -> nnx.Variable:
         gathered = [(axis, shared(name)) for axis, name in enumerate(variable.get_metadata("axes")) if shared(name)]
