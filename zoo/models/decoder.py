@@ -5,7 +5,7 @@ An architecture's own file gives its config, its layer and its presets; `Decoder
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, Protocol, Self
 
 import jax
 import jax.numpy as jnp
@@ -74,14 +74,16 @@ class Decoder(nnx.Module):
     called as `layer(x, context: LayerContext, cache) -> (x, cache, statistics of its router or None)`.
     """
 
-    has_experts: ClassVar[bool] = False
-    """Whether layers give statistics of a router."""
-
     config: Any
     execution: Execution
     embedder: Embedder
     layers: nnx.List
     final_norm: nnx.Module
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether layers give statistics of a router."""
+        return False
 
     def __call__(
         self,

@@ -1,5 +1,8 @@
 """Gated feed-forward layer."""
 
+from functools import partial
+from typing import Literal
+
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
@@ -9,12 +12,24 @@ from zoo.nn.execution import Execution
 from zoo.nn.parameters import fan_in_normal, parameter, project
 from zoo.parallel import enter_sublayer, leave_sublayer
 
+GatedActivation = Literal["gelu", "silu"]
+"""gelu: GeGLU, the tanh approximation (Gemma 2 report, section 2). silu: SwiGLU (Mixtral, Qwen3)."""
+
 
 class GatedFeedForward(nnx.Module):
-    """GeGLU: down(gelu_tanh(gate(x)) * up(x)), without biases (Shazeer 2020; Gemma 2 report, section 2)."""
+    """down(activation(gate(x)) * up(x)), without biases (Shazeer 2020, arXiv 2002.05202)."""
 
-    def __init__(self, embed_dim: int, hidden_dim: int, *, execution: Execution, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        embed_dim: int,
+        hidden_dim: int,
+        *,
+        activation: GatedActivation = "gelu",
+        execution: Execution,
+        rngs: nnx.Rngs,
+    ):
         dtype = execution.weight_dtype
+        self.activation = activation
         self.gate = parameter(rngs, (embed_dim, hidden_dim), ("embed", "mlp"), fan_in_normal(embed_dim), dtype)
         self.up = parameter(rngs, (embed_dim, hidden_dim), ("embed", "mlp"), fan_in_normal(embed_dim), dtype)
         self.down = parameter(rngs, (hidden_dim, embed_dim), ("mlp_in", None), fan_in_normal(hidden_dim), dtype)
@@ -23,10 +38,17 @@ class GatedFeedForward(nnx.Module):
         x = enter_sublayer(x)
         gate = checkpoint_name(project("btd,df->btf", x, self.gate[...]), "gate")
         up = checkpoint_name(project("btd,df->btf", x, self.up[...]), "up")
-        return leave_sublayer(_down(gate, up, self.down[...]), "mlp")
+        return leave_sublayer(_down(gate, up, self.down[...], self.activation), "mlp")
 
 
-@jax.checkpoint
-def _down(gate: Float[Array, "b t f"], up: Float[Array, "b t f"], down: Float[Array, "f d"]) -> Float[Array, "b t d"]:
-    """Keeps gate and up for the backward pass and computes GeGLU anew: it would keep five such arrays otherwise."""
-    return project("btf,fd->btd", jax.nn.gelu(gate, approximate=True) * up, down)
+@partial(jax.checkpoint, static_argnums=3)
+def _down(
+    gate: Float[Array, "b t f"], up: Float[Array, "b t f"], down: Float[Array, "f d"], activation: GatedActivation
+) -> Float[Array, "b t d"]:
+    """Keeps gate and up for the backward pass and computes the rest anew: it would keep five such arrays otherwise."""
+    return project("btf,fd->btd", activated(gate, activation) * up, down)
+
+
+def activated(gate: Array, activation: GatedActivation) -> Array:
+    """The activation function of a gate."""
+    return jax.nn.gelu(gate, approximate=True) if activation == "gelu" else jax.nn.silu(gate)

@@ -1,6 +1,5 @@
 """The programs of a recipe, from shapes and shardings alone: `zoo.train` runs them, `zoo.plan` looks at them."""
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,9 +12,9 @@ from jax.sharding import Mesh
 from zoo.data import Batch
 from zoo.parallel import batch_sharding
 from zoo.parallel.compiler_options import compiler_options
+from zoo.recipes.losses import loss_function
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.weights import AbstractModel, abstract_model
-from zoo.training.losses import next_token_loss
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.state import TrainState, abstract_state
 from zoo.training.step import LossFunction, jit_train_step, make_train_step
@@ -43,7 +42,7 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     """What the recipe trains with on this mesh. Nothing is allocated or compiled."""
     model = abstract_model(recipe, mesh)
     optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, recipe.freeze)
-    loss = functools.partial(next_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
+    loss = loss_function(recipe)
     step = make_train_step(
         model.graphdef,
         loss,

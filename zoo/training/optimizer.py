@@ -123,7 +123,7 @@ def is_decayed(name: str) -> bool:
 
     Decided by name, because the parameters of scanned layers have one axis more.
     """
-    return name.rsplit("/", 1)[-1] not in ("scale", "bias")
+    return not name.rsplit("/", 1)[-1].endswith(("scale", "bias"))
 
 
 def make_optimizer(
