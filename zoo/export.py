@@ -50,11 +50,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     jax.config.update("jax_platforms", "cpu")  # an export fills the host's memory, not an accelerator's
     from zoo.interop import load, read_config
-    from zoo.interop.gemma2_names import parameter_names
+    from zoo.interop.architectures import architecture_of, find_architecture
     from zoo.interop.new_folder import check_destination
 
     check_destination(options.out, overwrite=options.overwrite, source=options.checkpoint)
-    tensors = len(parameter_names(read_config(options.checkpoint)))
+    config = read_config(options.checkpoint)
+    known = architecture_of(config) if options.format == "huggingface" else find_architecture(config)
+    tensors = None if known is None else len(known.places(config))
     with _Progress("reading", tensors) as progress:
         loaded = load(options.checkpoint, param_dtype="stored", on_tensor=progress.advance)
     with _Progress("writing", tensors) as progress:
@@ -99,7 +101,7 @@ def _write(loaded, options: Export, progress: "_Progress") -> None:
 class _Progress:
     """One line on a terminal: what is done, and the tensor it is at; nothing where standard error is no terminal."""
 
-    def __init__(self, title: str, total: int):
+    def __init__(self, title: str, total: int | None):
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 

@@ -13,8 +13,8 @@ from safetensors.numpy import load_file, save_file
 
 from zoo.errors import UserError
 from zoo.interop import load_huggingface, save_huggingface
+from zoo.interop.architectures import config_to_huggingface
 from zoo.interop.huggingface import carried_files
-from zoo.interop.huggingface_config import config_to_huggingface
 from zoo.models import Gemma2Config
 from zoo.nn import Execution, unstack_layers
 from zoo.parallel import MeshConfig, ShardingRules, make_mesh

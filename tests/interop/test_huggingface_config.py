@@ -4,9 +4,9 @@ from dataclasses import replace
 import pytest
 
 from zoo.errors import UserError
+from zoo.interop.architectures import config_from_huggingface, config_to_huggingface
 from zoo.interop.config_fields import read_json_object, smallest_pattern
-from zoo.interop.huggingface_config import config_from_huggingface, config_to_huggingface
-from zoo.models import preset, presets
+from zoo.models import gemma2, preset
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_the_legacy_config_of_a_fixture_is_the_new_one(shared_dir, name):
     assert new == old
 
 
-@pytest.mark.parametrize("name", presets())
+@pytest.mark.parametrize("name", gemma2.PRESETS)
 def test_every_preset_survives_the_way_there_and_back(name):
     config = preset(name)
     written = json.loads(json.dumps(config_to_huggingface(config, "bfloat16")))
@@ -84,7 +84,7 @@ def test_layer_types_become_the_repeating_pattern(values):
 
 
 REFUSED = [
-    ("model_type", "llama", "'llama' is not supported (supported: gemma2)"),
+    ("model_type", "llama", "'llama' is not supported (supported: gemma2"),
     ("model_type", None, "supported: gemma2"),
     ("architectures", ["Gemma2ForSequenceClassification"], "Gemma2ForSequenceClassification"),
     ("hidden_activation", "gelu", "gelu_pytorch_tanh"),

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from zoo.interop.architectures import config_to_huggingface
 from zoo.interop.gemma2_names import HUGGINGFACE, axis_sizes, parameter_names, place
-from zoo.interop.huggingface_config import config_to_huggingface
 from zoo.interop.safetensors_writer import TensorToWrite, write_folder
 from zoo.models import Gemma2Config
 

@@ -1,4 +1,7 @@
-"""AdamW against its equations, schedules at their corners, frozen parameters, refusal of senseless settings."""
+"""AdamW against its equations, PSGD Kron, schedules at their corners, frozen parameters, senseless settings refused."""
+
+from dataclasses import replace
+from importlib.util import find_spec
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +9,14 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from zoo.errors import UserError
+from zoo.training import preconditioning
+from zoo.training.checkpoints import Checkpoints
 from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
-from zoo.training.parameters import flatten_with_names, matches
+from zoo.training.parameters import flatten_with_names, matches, nested_dict
+from zoo.training.state import abstract_state, create_state, optimizer_shardings
 
 PLAIN = OptimizerConfig(learning_rate=0.1, schedule="constant", b2=0.99, weight_decay=0.5, clip_norm=None)
 
@@ -217,6 +224,7 @@ def test_a_pattern_that_cannot_be_meant_is_refused(pattern, message):
         {"clip_norm": -1.0},
         {"accumulation_steps": 0},
         {"mu_dtype": "float16"},
+        {"kind": "adam"},
     ],
 )
 def test_a_senseless_setting_is_refused_by_name(settings):
@@ -227,3 +235,157 @@ def test_a_senseless_setting_is_refused_by_name(settings):
 def test_a_run_of_no_steps_is_refused():
     with pytest.raises(UserError, match="steps"):
         make_schedule(PLAIN, 0)
+
+
+# ---- PSGD Kron
+
+KRON = OptimizerConfig(kind="kron", learning_rate=0.01, schedule="constant", weight_decay=0.0, clip_norm=None)
+
+needs_rollfast = pytest.mark.skipif(find_spec("rollfast") is None, reason="rollfast is not installed (extra `kron`)")
+
+
+def quadratic(seed: int = 0):
+    """A badly conditioned function of a matrix, sum_ij a_i b_j x_ij**2 / 2 with curvatures from 1 to 10**4."""
+    a, b = jnp.geomspace(1, 100, 8), jnp.geomspace(1, 100, 16)
+    start = {"w": jnp.asarray(np.random.default_rng(seed).standard_normal((8, 16)), jnp.float32)}
+    rotations = [jnp.linalg.qr(jax.random.normal(jax.random.key(n), (n, n)))[0] for n in (8, 16)]
+
+    def loss(params):
+        return 0.5 * jnp.sum(a[:, None] * b * (rotations[0] @ params["w"] @ rotations[1]) ** 2)
+
+    return loss, start
+
+
+@needs_rollfast
+def test_kron_goes_down_a_rotated_valley_faster_than_adamw():
+    loss, start = quadratic()
+
+    def after(config, steps=300):
+        optimizer = make_optimizer(config, steps, start)
+
+        @jax.jit
+        def step(params, state):
+            updates, state = optimizer.update(jax.grad(loss)(params), state, params)
+            return optax.apply_updates(params, updates), state
+
+        params, state = start, optimizer.init(start)
+        for _ in range(steps):
+            params, state = step(params, state)
+        return float(loss(params))
+
+    linear = dict(learning_rate=0.03, schedule="cosine", final_learning_rate_fraction=0.0)
+    kron, adamw = after(replace(KRON, **linear)), after(replace(PLAIN, weight_decay=0.0, **linear))
+    assert kron < adamw / 10 < float(loss(start)) / 100
+
+
+@needs_rollfast
+def test_kron_decays_and_freezes_what_adamw_does():
+    params = make_params()
+    nothing = [jax.tree.map(jnp.zeros_like, params)]
+    config = replace(KRON, learning_rate=0.1, weight_decay=0.5)
+    found, state = train(make_optimizer(config, 1, params, ("embedder",)), params, nothing)
+    for name, param in flatten_with_names(params).items():
+        decayed = name.endswith("up")
+        np.testing.assert_allclose(found[name], param * (0.95 if decayed else 1.0), rtol=1e-6, err_msg=name)
+    assert not any("embedder" in name for name in flatten_with_names(state))
+
+
+@needs_rollfast
+def test_kron_keeps_factors_of_rows_and_columns_and_a_diagonal_of_a_vocabulary():
+    params = {"embedding": jnp.ones((400, 8)), "up": jnp.ones((16, 16)), "scale": jnp.ones(8)}
+    state = flatten_with_names(make_optimizer(KRON, 1, params).init(params))
+    shapes = {name.split("Qs_preconditioners/")[1]: a.shape for name, a in state.items() if "Qs_precond" in name}
+    assert shapes == {
+        "embedding/0": (400,),
+        "embedding/1": (8, 8),
+        "up/0": (16, 16),
+        "up/1": (16, 16),
+        "scale/0": (8,),
+    }
+
+
+@needs_rollfast
+def test_kron_keeps_factors_of_its_own_for_every_layer_of_a_stack_and_every_expert():
+    class Layer(nnx.Module):
+        def __init__(self):
+            self.up = nnx.Param(jnp.ones((3, 8, 16)), axes=("embed", "mlp"))  # scanned
+            self.gate = nnx.Param(jnp.ones((4, 16, 16)), axes=("experts", "expert_embed", "expert_mlp"))
+            self.query = nnx.Param(jnp.ones((8, 2, 4)), axes=("embed", "heads", None))
+
+    params = nnx.state(Layer(), nnx.Param)
+    state = flatten_with_names(make_optimizer(KRON, 1, params).init(params))
+    shapes = {name.split("Qs_preconditioners/")[1]: a.shape for name, a in state.items() if "Qs_precond" in name}
+    assert shapes["up/0"] == (3, 8, 8) and shapes["gate/1"] == (4, 16, 16) and shapes["query/2"] == (4, 4)
+
+
+@needs_rollfast
+def test_kron_refuses_experts_in_scanned_layers():
+    class Layer(nnx.Module):
+        def __init__(self):
+            self.gate = nnx.Param(jnp.ones((3, 4, 8, 16)), axes=("experts", "expert_embed", "expert_mlp"))
+
+    with pytest.raises(UserError, match="gate is stacked over layers and over experts.*scan_layers"):
+        make_optimizer(KRON, 1, nnx.state(Layer(), nnx.Param))
+
+
+@needs_rollfast
+def test_krons_factors_lie_on_the_devices_of_their_parameter_and_give_the_same_updates():
+    mesh = jax.make_mesh((2, 4), ("tensor", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    rng = np.random.default_rng(0)
+    params = {"up": jnp.asarray(rng.standard_normal((16, 16)), jnp.float32), "scale": jnp.ones(6)}
+    gradients = [jax.tree.map(lambda p: jnp.asarray(rng.standard_normal(p.shape), p.dtype), params) for _ in range(3)]
+    optimizer = make_optimizer(KRON, 3, params)
+    expected = train(optimizer, params, gradients)[0]
+    placed = {
+        "up": jax.device_put(params["up"], NamedSharding(mesh, PartitionSpec("fsdp", "tensor"))),
+        "scale": jax.device_put(params["scale"], NamedSharding(mesh, PartitionSpec())),
+    }
+    shardings = flatten_with_names(optimizer_shardings(optimizer, placed))
+    specs = {name.split("Qs_preconditioners/")[1]: s.spec for name, s in shardings.items() if "Qs_precond" in name}
+    rows = PartitionSpec(("fsdp", "tensor"))
+    assert specs == {"up/0": rows, "up/1": rows, "scale/0": PartitionSpec()}
+    state = create_state(placed, optimizer)
+    update = jax.jit(optimizer.update)
+    for gradient in gradients:
+        updates, opt_state = update(gradient, state.opt_state, state.params)
+        state = replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+    for name, param in state.params.items():
+        np.testing.assert_allclose(param, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@needs_rollfast
+def test_a_run_with_kron_is_resumed_bit_for_bit(tmp_path):
+    params, gradients = make_params(), [make_params(seed) for seed in range(1, 5)]
+    named = nested_dict(flatten_with_names(params))
+    gradients = [nested_dict(flatten_with_names(gradient)) for gradient in gradients]
+    optimizer = make_optimizer(KRON, 4, named)
+    update = jax.jit(optimizer.update)
+
+    def go_on(state, gradients):
+        for gradient in gradients:
+            updates, opt_state = update(gradient, state.opt_state, state.params)
+            state = replace(state, params=optax.apply_updates(state.params, updates), opt_state=opt_state)
+        return state
+
+    half = go_on(create_state(named, optimizer), gradients[:2])
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(2, half, data_state={}, meta={"run": {}}, validation_loss=None)
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore_newest(abstract_state(named, optimizer))
+    for a, b in zip(jax.tree.leaves(go_on(half, gradients[2:]).params),
+                    jax.tree.leaves(go_on(restored.state, gradients[2:]).params), strict=True):  # fmt: skip
+        np.testing.assert_array_equal(a, b)
+
+
+def test_kron_without_its_package_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(preconditioning.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="optimizer.kind=kron needs rollfast, .*pip install rollfast"):
+        make_optimizer(KRON, 1, make_params())
+
+
+@pytest.mark.parametrize(
+    "settings", [{"kind": "kron", "b2": 0.9}, {"kind": "kron", "eps": 1e-6}, {"kron_learning_rate": 0.2}]
+)
+def test_a_setting_that_the_optimizer_does_not_have_is_refused(settings):
+    with pytest.raises(UserError, match="has no meaning for optimizer.kind"):
+        OptimizerConfig(**settings)

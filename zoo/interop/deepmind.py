@@ -5,7 +5,9 @@ these shapes, or the caller's.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
@@ -13,10 +15,11 @@ from jax.sharding import Mesh
 from zoo.data import Tokenizer
 from zoo.errors import UserError
 from zoo.interop.deepmind_tree import DeepMindTree, TreeLayout, as_layout
-from zoo.interop.gemma2_names import Place, axis_sizes, deepmind_places, parameter_names, place
-from zoo.interop.huggingface import PADDED_ROWS, fit_rows
+from zoo.interop.gemma2_names import PADDED_ROWS, axis_sizes, deepmind_places, parameter_names, place
+from zoo.interop.huggingface import fit_rows
 from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import OnTensor, ParamDtype, ParameterReader, build_model
+from zoo.interop.places import Place, read_stored, stored_sources
 from zoo.interop.runs import write_orbax
 from zoo.models import Gemma2, Gemma2Config, presets
 from zoo.nn import Execution
@@ -62,7 +65,7 @@ def load_deepmind(
         array = tree.read(stored_name)
         if name == "embedder/embedding":
             array = fit_rows(array, config.vocab_size)
-        return where.layout.to_ours(array if where.slot is None else array[where.slot], sizes)
+        return where.to_ours(array, sizes)
 
     return build_model(
         config,
@@ -77,7 +80,7 @@ def load_deepmind(
 
 
 def save_deepmind(
-    model: Gemma2,
+    model: Any,
     folder: str | Path,
     *,
     layout: TreeLayout = "flat",
@@ -102,23 +105,23 @@ def save_deepmind(
         overwrite: replace an earlier export.
         on_tensor: progress.
     """
-    config, sizes, reader = model.config, axis_sizes(model.config), ParameterReader(model)
+    config, sizes, reader = _config_of(model), axis_sizes(model.config), ParameterReader(model)
     transposed = released_gating_is_transposed(config) if transpose_gating is None else transpose_gating
-    places = deepmind_places(config, transpose_gating=transposed)
-    flat: dict[str, dict[int | None, np.ndarray]] = {}
+    table = deepmind_places(config, transpose_gating=transposed)
+    places: dict[str, Place] = {}
     for name in parameter_names(config):
-        stored_name, where = place(places, name)
-        array = where.layout.to_stored(reader.read(name), sizes).astype(dtype or reader.dtype(name), copy=False)
-        if name == "embedder/embedding" and config.vocab_size in PADDED_ROWS:
+        stored_name, where = place(table, name)
+        places[name] = replace(where, name=stored_name)
+    joined: dict[str, np.ndarray] = {}
+    for stored_name, source in stored_sources(places, sizes).items():
+        array = read_stored(source, sizes, reader.read)
+        array = array.astype(dtype or reader.dtype(source.names[0]), copy=False)
+        if source.names[0] == "embedder/embedding" and config.vocab_size in PADDED_ROWS:
             array = fit_rows(array, max(PADDED_ROWS))
-        flat.setdefault(stored_name, {})[where.slot] = array
-        if on_tensor:
+        joined[stored_name] = array
+        for name in source.names if on_tensor else ():
             on_tensor(name)
-    joined = {
-        name: slots[None] if None in slots else np.stack([slots[i] for i in range(len(slots))])
-        for name, slots in flat.items()
-    }
-    tree = as_layout(joined, layout, len(config.layer_types))
+    tree = as_layout(joined, layout, config.pattern_length)
     num_bytes = sum(array.nbytes for array in joined.values())
     with new_folder(Path(folder), num_bytes=num_bytes, overwrite=overwrite) as temporary:
         write_orbax(temporary / "tree", tree)
@@ -127,6 +130,14 @@ def save_deepmind(
         (temporary / "tree").rmdir()
         if tokenizer is not None:
             tokenizer.save(temporary)
+
+
+def _config_of(model: Any) -> Gemma2Config:
+    """The model's config. Raises `UserError` if the tree cannot hold this kind of model."""
+    if not isinstance(model.config, Gemma2Config):
+        kind = type(model.config).__name__.removesuffix("Config")
+        raise UserError(f"a google-deepmind/gemma tree holds a Gemma 2; this model is a {kind}: use another format")
+    return model.config
 
 
 def preset_of(tree: DeepMindTree) -> Gemma2Config:
@@ -176,11 +187,11 @@ def _differences(tree: DeepMindTree, config: Gemma2Config, places: Mapping[str, 
     wanted: dict[str, tuple[int, ...]] = {}
     for name in parameter_names(config):
         stored_name, where = place(places, name)
-        shape = where.layout.stored_shape(sizes)
+        shape = where.stored_shape(sizes)
         if name == "embedder/embedding" and config.vocab_size in PADDED_ROWS:
             rows = tree.shapes.get(stored_name, shape)[0]
             shape = (rows if rows in PADDED_ROWS else config.vocab_size, *shape[1:])
-        wanted[stored_name] = shape if where.slot is None else (where.slot + 1, *shape)  # the last slot comes last
+        wanted[stored_name] = shape
     found = [f"{name} is missing" for name in wanted if name not in tree.shapes]
     found += [f"unexpected array {name}" for name in tree.shapes if name not in wanted]
     found += [

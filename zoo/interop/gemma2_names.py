@@ -7,22 +7,13 @@ google-deepmind/gemma 3.3, gm/nn/_modules.py and gm/ckpts/_compat.py.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 from zoo.interop.layouts import Layout
+from zoo.interop.places import Place, whole_table
 from zoo.models.gemma2 import Gemma2Config
 
-
-@dataclass(frozen=True)
-class Place:
-    """One of our parameters in a foreign checkpoint. `{}` in a name stands for the layer."""
-
-    name: str
-    """The stored tensor."""
-    layout: Layout
-    """The stored axes and ours."""
-    slot: int | None = None
-    """Index along a leading axis of the stored tensor that joins several parameters; None = it is ours alone."""
+PADDED_ROWS = frozenset({256_000, 256_128})
+"""Gemma's tokenizer has 256,000 pieces; google-deepmind/gemma pads the embedding to 256,128 rows."""
 
 
 def axis_sizes(config: Gemma2Config) -> dict[str, int]:
@@ -39,8 +30,7 @@ def axis_sizes(config: Gemma2Config) -> dict[str, int]:
 
 def parameter_names(config: Gemma2Config) -> list[str]:
     """All our per-layer names, in the order of the forward pass."""
-    layers = [name.format(i) for i in range(config.num_layers) for name in HUGGINGFACE if "{}" in name]
-    return ["embedder/embedding", *layers, "final_norm/scale"]
+    return list(huggingface_places(config))
 
 
 def place(table: Mapping[str, Place], name: str) -> tuple[str, Place]:
@@ -68,27 +58,33 @@ HUGGINGFACE = {
 HUGGINGFACE_HEAD = "lm_head.weight"
 
 
+def huggingface_places(config: Gemma2Config) -> dict[str, Place]:
+    """The place of every parameter, by our per-layer name, in the order of the forward pass."""
+    return whole_table(HUGGINGFACE, config.num_layers)
+
+
 def deepmind_places(config: Gemma2Config, *, transpose_gating: bool) -> dict[str, Place]:
     """The google-deepmind/gemma tree. `transpose_gating`: gate and up lie as (F, D), in the released 9B and 27B.
 
     A model with as many key/value heads as query heads keeps all three projections in one array.
     """
-    gating = Layout("F D -> D F" if transpose_gating else "D F -> D F")
+    gating = Layout("P F D -> P D F" if transpose_gating else "P D F -> P D F")
     joined = config.num_heads == config.num_kv_heads
-    query, rest = ("qkv_einsum", "qkv_einsum") if joined else ("q_einsum", "kv_einsum")
+    kv_name, kv_parts = ("layer_{}/attn/qkv_einsum/w", 3) if joined else ("layer_{}/attn/kv_einsum/w", 2)
+    key_value = Layout("P K D H -> P D K H")
     return {
         "embedder/embedding": Place("embedder/input_embedding", Layout("V D -> V D")),
         "layers/{}/pre_attention_norm/scale": Place("layer_{}/pre_attention_norm/scale", Layout("D -> D")),
-        "layers/{}/attention/query": Place(
-            f"layer_{{}}/attn/{query}/w", Layout("N D H -> D N H"), slot=0 if joined else None
-        ),
-        "layers/{}/attention/key": Place(f"layer_{{}}/attn/{rest}/w", Layout("K D H -> D K H"), slot=0 + joined),
-        "layers/{}/attention/value": Place(f"layer_{{}}/attn/{rest}/w", Layout("K D H -> D K H"), slot=1 + joined),
+        "layers/{}/attention/query": Place(kv_name, Layout("P N D H -> P D N H"), slot=0, parts=3)
+        if joined
+        else Place("layer_{}/attn/q_einsum/w", Layout("N D H -> D N H")),
+        "layers/{}/attention/key": Place(kv_name, key_value, slot=kv_parts - 2, parts=kv_parts),
+        "layers/{}/attention/value": Place(kv_name, key_value, slot=kv_parts - 1, parts=kv_parts),
         "layers/{}/attention/output": Place("layer_{}/attn/attn_vec_einsum/w", Layout("N H D -> N H D")),
         "layers/{}/post_attention_norm/scale": Place("layer_{}/post_attention_norm/scale", Layout("D -> D")),
         "layers/{}/pre_ffw_norm/scale": Place("layer_{}/pre_ffw_norm/scale", Layout("D -> D")),
-        "layers/{}/mlp/gate": Place("layer_{}/mlp/gating_einsum/w", gating, slot=0),
-        "layers/{}/mlp/up": Place("layer_{}/mlp/gating_einsum/w", gating, slot=1),
+        "layers/{}/mlp/gate": Place("layer_{}/mlp/gating_einsum/w", gating, slot=0, parts=2),
+        "layers/{}/mlp/up": Place("layer_{}/mlp/gating_einsum/w", gating, slot=1, parts=2),
         "layers/{}/mlp/down": Place("layer_{}/mlp/linear/w", Layout("F D -> F D")),
         "layers/{}/post_ffw_norm/scale": Place("layer_{}/post_ffw_norm/scale", Layout("D -> D")),
         "final_norm/scale": Place("final_norm/scale", Layout("D -> D")),

@@ -4,23 +4,24 @@ import json
 import logging
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jax.sharding import Mesh
 
 from zoo.data import Tokenizer
 from zoo.errors import UserError
+from zoo.interop.architecture import Architecture
+from zoo.interop.architectures import architecture_of, architecture_of_json
 from zoo.interop.config_fields import read_json_object
-from zoo.interop.gemma2_names import HUGGINGFACE, HUGGINGFACE_HEAD, axis_sizes, parameter_names, place
-from zoo.interop.huggingface_config import config_from_huggingface, config_to_huggingface
 from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import OnTensor, ParamDtype, ParameterReader, build_model
+from zoo.interop.places import Place, Source, read_parameter, read_stored, stored_sources
 from zoo.interop.safetensors_folder import SafetensorsFolder
 from zoo.interop.safetensors_writer import TensorToWrite, write_folder
-from zoo.models import Gemma2, Gemma2Config
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules
 
@@ -37,10 +38,12 @@ CARRIED_FILES = (
 )
 """Files beside the weights that an export takes along unchanged."""
 
-PADDED_ROWS = frozenset({256_000, 256_128})
-"""Gemma's tokenizer has 256,000 pieces; google-deepmind/gemma pads the embedding to 256,128 rows."""
+EMBEDDING = "embedder/embedding"
+"""Our name of the table of a vocabulary, whose rows may be padded on disk."""
 
 MAX_SHARD_BYTES = 5_000_000_000
+
+_LAYER_NUMBER = re.compile(r"(?:[a-z_.]*\.)?(?:layers|conformer)\.(\d+)\.")
 
 
 def load_huggingface(
@@ -51,13 +54,13 @@ def load_huggingface(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
-) -> Gemma2:
-    """The model of a Hugging Face folder; its architecture is `.config`.
+) -> Any:
+    """The model of a Hugging Face folder, by the table of `zoo.interop.architectures`; its architecture is `.config`.
 
     Every tensor is checked, converted and put on its devices (with `mesh`: onto its shards) before the next one is
-    read, so the host holds one tensor at a time besides what its own devices hold. 256,000 rows of an embedding and
-    256,128 are the same model: rows above the configured vocabulary are left out, missing ones are zero (their logit
-    is 0).
+    read, so the host holds one tensor at a time besides what its own devices hold (of experts that are stored one by
+    one, those of one parameter). Gemma's 256,000 rows of an embedding and 256,128 are the same model: rows above the
+    configured vocabulary are left out, missing ones are zero (their logit is 0).
 
     Args:
         folder: `config.json` and `model.safetensors`, or shards with `model.safetensors.index.json`.
@@ -71,27 +74,29 @@ def load_huggingface(
         UserError: an unsupported or malformed configuration; a missing, unexpected, misshapen or damaged tensor.
     """
     folder = Path(folder)
-    execution = execution or Execution()
     config = read_config(folder)
+    architecture = architecture_of(config)
     stored = SafetensorsFolder(folder)
-    rows = _check_tensors(stored, config)
-    sizes = axis_sizes(config)
+    places, sizes = architecture.places(config), architecture.axis_sizes(config)
+    _check_tensors(stored, architecture, stored_sources(places, sizes), sizes, places)
+    _check_repeats(stored, architecture)
 
     def read(name: str) -> np.ndarray:
-        stored_name, where = place(HUGGINGFACE, name)
-        tensor = stored.read(stored_name)
-        if name == "embedder/embedding":
-            tensor = fit_rows(tensor, config.vocab_size)
-        return where.layout.to_ours(tensor, sizes)
+        def tensor(stored_name: str) -> np.ndarray:
+            array = stored.read(stored_name)
+            return fit_rows(array, config.vocab_size) if name == EMBEDDING else array
 
-    _check_head(stored)
-    if rows != config.vocab_size:
+        return read_parameter(places[name], sizes, tensor)
+
+    if EMBEDDING in places and stored.tensors[places[EMBEDDING].name].shape[0] != config.vocab_size:
+        rows = stored.tensors[places[EMBEDDING].name].shape[0]
         logger.warning("%s: embedding has %d rows, config.json %d: fitted", folder, rows, config.vocab_size)
+    execution = execution or Execution()
     return build_model(
         config,
         execution,
         read,
-        order=parameter_names(config),
+        order=list(places),
         param_dtype=param_dtype or execution.param_dtype,
         mesh=mesh,
         rules=rules,
@@ -99,11 +104,16 @@ def load_huggingface(
     )
 
 
-def read_config(folder: Path) -> Gemma2Config:
+def read_config(folder: Path) -> Any:
     """The architecture in `config.json`, with the stop tokens of `generation_config.json` where that names any."""
-    config = config_from_huggingface(read_json_object(folder / "config.json"), str(folder / "config.json"))
+    path = folder / "config.json"
+    values = read_json_object(path)
+    architecture = architecture_of_json(values, str(path))
+    config = architecture.config_from(values, str(path))
     generation = folder / "generation_config.json"
-    stop = read_json_object(generation).get("eos_token_id") if generation.is_file() else None
+    if not architecture.is_decoder or not generation.is_file():
+        return config
+    stop = read_json_object(generation).get("eos_token_id")
     ids = stop if isinstance(stop, list) else [] if stop is None else [stop]
     if not all(isinstance(i, int) and 0 <= i < config.vocab_size for i in ids):
         raise UserError(f"{generation}: eos_token_id = {json.dumps(stop)} is not a token id below {config.vocab_size}")
@@ -111,7 +121,7 @@ def read_config(folder: Path) -> Gemma2Config:
 
 
 def save_huggingface(
-    model: Gemma2,
+    model: Any,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,
@@ -128,7 +138,7 @@ def save_huggingface(
     back every bit.
 
     Args:
-        model: a Gemma 2 with scanned or unrolled layers, on one host's devices.
+        model: one with a public counterpart, with scanned or unrolled layers, on one host's devices.
         folder: must not exist or be empty; with `overwrite` it may hold an earlier export.
         tokenizer: written along.
         carried: files to copy along (`CARRIED_FILES` of the folder that the model came from).
@@ -141,32 +151,29 @@ def save_huggingface(
         UserError: the folder cannot be written or the architecture cannot be expressed; nothing is left behind.
     """
     folder = Path(folder)
-    config, sizes, reader = model.config, axis_sizes(model.config), ParameterReader(model)
     if max_shard_bytes < 1:
         raise UserError(f"max_shard_bytes must be at least 1, got {max_shard_bytes}")
-    ours = {place(HUGGINGFACE, name)[0]: name for name in parameter_names(config)}
+    config, architecture = model.config, architecture_of(model.config)
+    sizes, reader = architecture.axis_sizes(config), ParameterReader(model)
+    sources = stored_sources(architecture.places(config), sizes)
+
+    def target(source: Source) -> np.dtype:
+        return np.dtype(dtype) if dtype else reader.dtype(source.names[0])
 
     def read(stored_name: str) -> np.ndarray:
-        name = ours[stored_name]
-        array = place(HUGGINGFACE, name)[1].layout.to_stored(reader.read(name), sizes)
+        source = sources[stored_name]
+        array = read_stored(source, sizes, reader.read)
         if on_tensor:
             on_tensor(stored_name)
-        return array.astype(target(name), copy=False)
+        return array.astype(target(source), copy=False)
 
-    def target(name: str) -> np.dtype:
-        return np.dtype(dtype) if dtype else reader.dtype(name)
-
-    tensors = [
-        TensorToWrite(stored_name, place(HUGGINGFACE, name)[1].layout.stored_shape(sizes), target(name))
-        for stored_name, name in ours.items()
-    ]
-    values = config_to_huggingface(config, target("embedder/embedding").name)
+    tensors = [TensorToWrite(name, one.place.stored_shape(sizes), target(one)) for name, one in sources.items()]
+    values = architecture.config_to(config, tensors[0].dtype.name)
     with new_folder(folder, num_bytes=sum(t.num_bytes for t in tensors), overwrite=overwrite) as temporary:
         _write_json(temporary / "config.json", values)
-        _write_json(
-            temporary / "generation_config.json",
-            {key: values[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")},
-        )
+        if architecture.is_decoder:
+            kept = ("bos_token_id", "eos_token_id", "pad_token_id", "use_cache")
+            _write_json(temporary / "generation_config.json", {key: values[key] for key in kept})
         if tokenizer is not None:
             tokenizer.save(temporary)
             _describe_tokenizer(tokenizer, temporary)
@@ -181,46 +188,57 @@ def carried_files(folder: Path) -> list[Path]:
     return [folder / name for name in CARRIED_FILES if (folder / name).is_file()]
 
 
-def _check_tensors(stored: SafetensorsFolder, config: Gemma2Config) -> int:
-    """Compares names, shapes and dtypes with the configuration; returns the stored rows of the embedding."""
-    sizes, where = axis_sizes(config), stored.folder
-    layers = {int(match[1]) for name in stored.tensors if (match := re.match(r"model\.layers\.(\d+)\.", name))}
-    if layers and max(layers) + 1 != config.num_layers:
-        raise UserError(
-            f"{where}: weights of {max(layers) + 1} layers, config.json has num_hidden_layers = {config.num_layers}"
-        )
-    places = dict(place(HUGGINGFACE, name) for name in parameter_names(config))
-    missing = [name for name in places if name not in stored.tensors]
+def _check_tensors(
+    stored: SafetensorsFolder,
+    architecture: Architecture,
+    sources: Mapping[str, Source],
+    sizes: Mapping[str, int],
+    places: Mapping[str, Place],
+) -> None:
+    """Compares names, shapes and dtypes with the configuration."""
+    where = stored.folder
+    _check_layers(stored, sources)
+    missing = [name for name in sources if name not in stored.tensors]
     if missing:
-        raise UserError(f"{where}: tensor {missing[0]} is missing ({len(missing)} of {len(places)} are)")
-    unexpected = [name for name in stored.tensors if name not in places and name != HUGGINGFACE_HEAD]
+        raise UserError(f"{where}: tensor {missing[0]} is missing ({len(missing)} of {len(sources)} are)")
+    known = {*sources, *architecture.repeats}
+    unexpected = [
+        name
+        for name in stored.tensors
+        if name not in known and not any(re.fullmatch(pattern, name) for pattern in architecture.ignored)
+    ]
     if unexpected:
         raise UserError(f"{where}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all): this is another model")
-    rows = config.vocab_size
-    for name, entry in places.items():
-        tensor, shape = stored.tensors[name], entry.layout.stored_shape(sizes)
+    embedding = places[EMBEDDING].name if EMBEDDING in places else None
+    for name, source in sources.items():
+        tensor, shape = stored.tensors[name], source.place.stored_shape(sizes)
         if tensor.dtype not in ("float32", "bfloat16", "float16"):
             raise UserError(f"{tensor.file}: tensor {name} is {tensor.dtype}; supported: F32, BF16, F16")
-        if (
-            entry.layout.equation == "V D -> V D"
-            and tensor.shape[1:] == shape[1:]
-            and {tensor.shape[0], rows} <= PADDED_ROWS
-        ):
-            rows = tensor.shape[0]
-        elif tensor.shape != shape:
+        padded = name == embedding and {tensor.shape[:1], shape[:1]} <= {(rows,) for rows in architecture.padded_rows}
+        if tensor.shape != shape and not (padded and tensor.shape[1:] == shape[1:]):
             raise UserError(f"{tensor.file}: tensor {name} has shape {tensor.shape}, config.json asks for {shape}")
-    return rows
 
 
-def _check_head(stored: SafetensorsFolder) -> None:
-    """An output head on disk is Gemma 2's only if it repeats the embedding, with which it is tied."""
-    if HUGGINGFACE_HEAD not in stored.tensors:
-        return
-    embedding = HUGGINGFACE["embedder/embedding"].name
-    head, tied = stored.tensors[HUGGINGFACE_HEAD], stored.tensors[embedding]
-    same = (head.shape, head.dtype) == (tied.shape, tied.dtype)
-    if not same or not np.array_equal(stored.read(HUGGINGFACE_HEAD), stored.read(embedding)):
-        raise UserError(f"{head.file}: {HUGGINGFACE_HEAD} differs from {embedding}; an untied head is not supported")
+def _check_layers(stored: SafetensorsFolder, sources: Mapping[str, Source]) -> None:
+    """Says so in one line where the weights have another number of layers."""
+
+    def layers(names: Iterable[str]) -> int:
+        return max((int(match[1]) + 1 for name in names if (match := _LAYER_NUMBER.match(name))), default=0)
+
+    found, wanted = layers(stored.tensors), layers(sources)
+    if found and found != wanted:
+        raise UserError(f"{stored.folder}: weights of {found} layers, config.json has num_hidden_layers = {wanted}")
+
+
+def _check_repeats(stored: SafetensorsFolder, architecture: Architecture) -> None:
+    """A second copy of a tensor with which it is tied must be one."""
+    for name, original in architecture.repeats.items():
+        if name not in stored.tensors:
+            continue
+        copy, tied = stored.tensors[name], stored.tensors[original]
+        same = (copy.shape, copy.dtype) == (tied.shape, tied.dtype)
+        if not same or not np.array_equal(stored.read(name), stored.read(original)):
+            raise UserError(f"{copy.file}: {name} differs from {original}; an untied head is not supported")
 
 
 def fit_rows(embedding: np.ndarray, vocab_size: int) -> np.ndarray:

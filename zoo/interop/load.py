@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -15,7 +15,8 @@ from zoo.interop import deepmind, huggingface
 from zoo.interop.deepmind_tree import DeepMindTree
 from zoo.interop.parameters import OnTensor, ParamDtype
 from zoo.interop.runs import load_run
-from zoo.models import Gemma2, ModelConfig, config_from_dict
+from zoo.models import config_from_dict
+from zoo.models.decoder import Decoder
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules
 from zoo.training.run_directory import is_checkpoint_dir, is_run_dir, read_run
@@ -29,8 +30,9 @@ _ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint")
 class Loaded:
     """A model with its weights, and what was found beside them."""
 
-    model: Gemma2
-    """Flax module: int32 [B, T] tokens -> float32 [B, T, vocab] logits."""
+    model: Any
+    """Flax module. A decoder: int32 [B, T] tokens -> float32 [B, T, vocab] logits. An encoder: called as the public
+    implementation, gives hidden states."""
     path: Path
     """Where it came from."""
     source: Source
@@ -39,9 +41,16 @@ class Loaded:
     """Folder with the tokenizer's files; None if there are none."""
 
     @property
-    def config(self) -> ModelConfig:
+    def config(self) -> Any:
         """The model's architecture."""
         return self.model.config
+
+    @property
+    def decoder(self) -> Decoder:
+        """The model, if it generates text. Raises `UserError` for an encoder."""
+        if not isinstance(self.model, Decoder):
+            raise UserError(f"{self.path} holds a {type(self.model).__name__}, which is no language model")
+        return self.model
 
     @cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -99,7 +108,7 @@ def load(
     return Loaded(model, path, source, next(filter(_has_tokenizer, beside), None))
 
 
-def read_config(path: str | Path) -> ModelConfig:
+def read_config(path: str | Path) -> Any:
     """The architecture of a checkpoint, without its weights. Raises `UserError` as `load` does."""
     match source_of(path):
         case "run":

@@ -4,7 +4,7 @@
 scanned layout (`zoo.nn.stacking`) as what it is: slices of the same per-layer parameters.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -14,7 +14,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from zoo.errors import UserError
-from zoo.models import Gemma2, ModelConfig, build
+from zoo.models import ModelConfig, build
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules, state_shardings
 
@@ -30,12 +30,50 @@ def parameter_name(path: Sequence[Any]) -> str:
     return "/".join(map(str, path))
 
 
-def layer_names(path: Sequence[Any], variable: nnx.Variable, unit: int) -> list[str]:
+LAYERS = "layers"
+
+
+def layer_units(state: nnx.State) -> dict[tuple, int]:
+    """Number of entries of every list of layers, by the path of the list: the unit that repeats where it is scanned."""
+    found: dict[tuple, set[Any]] = {}
+    for path, _ in nnx.to_flat_state(state):
+        if LAYERS in path:
+            at = path.index(LAYERS) + 1
+            found.setdefault(tuple(path[:at]), set()).add(path[at])
+    return {path: len(entries) for path, entries in found.items()}
+
+
+def is_scanned(variable: nnx.Variable) -> bool:
+    """Whether a leaf holds one parameter of several layers, along its first axis."""
+    return len(variable.get_metadata("axes")) < len(variable.shape)
+
+
+def layer_names(path: Sequence[Any], variable: nnx.Variable, units: Mapping[tuple, int]) -> list[str]:
     """Names of the per-layer parameters that a state's leaf holds: one, or one for each slice of a scanned leaf."""
-    if len(variable.get_metadata("axes")) == len(variable.shape):
+    if not is_scanned(variable):
         return [parameter_name(path)]
-    lead, position, *rest = path
-    return [parameter_name((lead, i * unit + int(position), *rest)) for i in range(variable.shape[0])]
+    at = list(path).index(LAYERS) + 1
+    lead, position, rest = path[:at], path[at], path[at + 1 :]
+    unit = units[tuple(lead)]
+    return [parameter_name((*lead, i * unit + int(position), *rest)) for i in range(variable.shape[0])]
+
+
+def with_layout(state: nnx.State, wanted: nnx.State) -> nnx.State:
+    """The values of `state` in the layout of `wanted`, another state of the same model: scanned or not."""
+    units, held = layer_units(state), {}
+    for path, leaf in nnx.to_flat_state(state):
+        scanned = is_scanned(leaf)
+        held |= {name: (leaf, i if scanned else None) for i, name in enumerate(layer_names(path, leaf, units))}
+
+    def value(name: str) -> jax.Array:
+        leaf, i = held[name]
+        return leaf[...] if i is None else leaf[i]
+
+    units, made = layer_units(wanted), []
+    for path, leaf in nnx.to_flat_state(wanted):
+        values = [value(name) for name in layer_names(path, leaf, units)]
+        made.append((path, leaf.replace(jnp.stack(values) if is_scanned(leaf) else values[0])))
+    return nnx.from_flat_state(made)
 
 
 def abstract_model(config: ModelConfig, execution: Execution) -> tuple[nnx.GraphDef, nnx.State]:
@@ -63,7 +101,7 @@ def build_model(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
-) -> Gemma2:
+) -> Any:
     """A model whose parameters come from `read(name)`, each on its devices before the next one is read.
 
     Args:
@@ -78,8 +116,8 @@ def build_model(
     """
     graphdef, abstract = abstract_model(config, execution)
     shardings = target_shardings(abstract, mesh, rules)
-    unit = len(config.layer_types)
-    leaves = {path: (leaf, layer_names(path, leaf, unit)) for path, leaf in nnx.to_flat_state(abstract)}
+    units = layer_units(abstract)
+    leaves = {path: (leaf, layer_names(path, leaf, units)) for path, leaf in nnx.to_flat_state(abstract)}
     rank = {name: i for i, name in enumerate(order)}
     made = {}
     for path, (leaf, names) in sorted(leaves.items(), key=lambda item: min(rank.get(name, 0) for name in item[1][1])):
@@ -119,28 +157,29 @@ def _place(array: np.ndarray, sharding: NamedSharding | None) -> jax.Array:
 class ParameterReader:
     """Reads a model's parameters to the host, one at a time; nothing of them is kept on the host afterwards."""
 
-    def __init__(self, model: Gemma2):
+    def __init__(self, model: Any):
         """Raises `UserError` if a parameter lies on devices of other processes."""
-        unit = len(model.config.layer_types)
+        state = nnx.state(model)
+        units = layer_units(state)
         self._slices: dict[str, tuple[nnx.Variable, int | None]] = {}
-        for path, leaf in nnx.to_flat_state(nnx.state(model)):
+        for path, leaf in nnx.to_flat_state(state):
             if not leaf.get_value().is_fully_addressable:
                 raise UserError(
                     f"{parameter_name(path)} lies on several hosts: export in one process, from the checkpoint"
                 )
-            names = layer_names(path, leaf, unit)
-            scanned = len(leaf.get_metadata("axes")) < len(leaf.shape)
-            self._slices |= {name: (leaf, i if scanned else None) for i, name in enumerate(names)}
+            names = layer_names(path, leaf, units)
+            self._slices |= {name: (leaf, i if is_scanned(leaf) else None) for i, name in enumerate(names)}
 
     def dtype(self, name: str) -> np.dtype:
         """Dtype of a parameter in the model."""
         return np.dtype(self._slices[name][0].get_value().dtype)
 
-    def read(self, name: str) -> np.ndarray:
-        """One parameter as a numpy array (possibly a read-only view of the model's memory)."""
-        leaf, i = self._slices[name]
+    def read(self, name: str, index: int | None = None) -> np.ndarray:
+        """One parameter, or its slice `index`, as a numpy array (possibly a read-only view of the model's memory)."""
+        leaf, layer = self._slices[name]
+        at = tuple(i for i in (layer, index) if i is not None)
         array = leaf.get_value()
-        return _to_host(array if i is None else array[i])
+        return _to_host(array[at] if at else array)
 
 
 def _to_host(array: jax.Array) -> np.ndarray:

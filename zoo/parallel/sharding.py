@@ -41,6 +41,14 @@ class ShardingRules:
     """Feed-forward width."""
     mlp_in: MeshAxes = ("tensor", "fsdp", "context", "expert")
     """Feed-forward width of the down projection, whose memory is contiguous along it: as mlp, then as embed."""
+    experts: MeshAxes = "expert"
+    """Experts of a sparse layer. Tokens travel to them and back; their widths have axes of their own, without this."""
+    expert_embed: MeshAxes = ("fsdp", "context")
+    """Model width of experts (ZeRO-3)."""
+    expert_mlp: MeshAxes = "tensor"
+    """Feed-forward width of experts."""
+    expert_mlp_in: MeshAxes = ("tensor", "fsdp", "context")
+    """Feed-forward width of the experts' down projections: as expert_mlp, then as expert_embed."""
     norm: MeshAxes = None
     """Norm scales: small, kept whole."""
     layers: MeshAxes = None

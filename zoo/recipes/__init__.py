@@ -7,6 +7,7 @@ import sys
 
 from zoo.errors import UserError, nearest_name
 from zoo.recipes import (
+    gemini_tiny_pro,
     gemma2_2b,
     gemma2_2b_sft,
     gemma2_2b_v5e_512,
@@ -31,6 +32,7 @@ _MODULES = (
     gemma2_2b_v5e_512,
     gemma2_9b_v4_4096,
     gemma2_27b_v5p_6144,
+    gemini_tiny_pro,
 )
 
 

@@ -2,11 +2,26 @@
 
 import functools
 
+from zoo.models import CoDistilledConfig
 from zoo.recipes.recipe import Recipe
+from zoo.training.distillation import online_distillation_loss
 from zoo.training.losses import next_token_loss
 from zoo.training.step import LossFunction
 
 
 def loss_function(recipe: Recipe) -> LossFunction:
     """`loss(model, batch) -> LossSums` of a recipe."""
-    return functools.partial(next_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
+    loss = online_distillation_loss if isinstance(recipe.model, CoDistilledConfig) else next_token_loss
+    return functools.partial(loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
+
+
+def is_stochastic(recipe: Recipe) -> bool:
+    """Whether the loss is called with a key in training, and without one in validation: sparse layers have other
+    capacity then, and jitter; a student learns from its teacher in training only."""
+    return isinstance(recipe.model, CoDistilledConfig) or getattr(recipe.model, "experts", None) is not None
+
+
+def balancing_bias_rate(recipe: Recipe) -> float:
+    """By how much every step moves the selection biases of sparse layers."""
+    experts = getattr(recipe.model, "experts", None)
+    return 0.0 if experts is None else experts.balancing_bias_rate

@@ -12,10 +12,12 @@ from jax.sharding import Mesh
 from zoo.data import Batch
 from zoo.parallel import batch_sharding
 from zoo.parallel.compiler_options import compiler_options
-from zoo.recipes.losses import loss_function
+from zoo.recipes.losses import balancing_bias_rate, is_stochastic, loss_function
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.weights import AbstractModel, abstract_model
 from zoo.training.optimizer import make_optimizer, make_schedule
+from zoo.training.parameters import flatten_with_names
+from zoo.training.routing import selection_biases
 from zoo.training.state import TrainState, abstract_state
 from zoo.training.step import LossFunction, jit_train_step, make_train_step
 
@@ -41,7 +43,8 @@ class TrainingProgram:
 def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     """What the recipe trains with on this mesh. Nothing is allocated or compiled."""
     model = abstract_model(recipe, mesh)
-    optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, recipe.freeze)
+    not_optimized = (*recipe.freeze, *selection_biases(flatten_with_names(model.params)))
+    optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, not_optimized)
     loss = loss_function(recipe)
     step = make_train_step(
         model.graphdef,
@@ -50,7 +53,9 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
         schedule=make_schedule(recipe.optimizer, recipe.loop.steps),
         accumulation_steps=recipe.optimizer.accumulation_steps,
         frozen_patterns=recipe.freeze,
+        stochastic=is_stochastic(recipe),
         spike_rule=recipe.optimizer.spike_rule,
+        balancing_bias_rate=balancing_bias_rate(recipe),
     )
     state = abstract_state(model.params, optimizer)
     device = mesh.devices.flat[0]

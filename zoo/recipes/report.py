@@ -14,7 +14,7 @@ from zoo.data import Baselines, Corpus, Tokenizer
 from zoo.inference import Sampling, generate
 from zoo.recipes.recipe import Recipe
 from zoo.training.goodput import Goodput
-from zoo.training.pictures import goodput_picture, loss_curve
+from zoo.training.pictures import goodput_picture, loss_curve, router_picture
 
 
 def opening(recipe: Recipe, mesh: Mesh, corpus: Corpus, tokenizer: Tokenizer, first_step: int) -> str:
@@ -53,12 +53,16 @@ def comparison(validation: Mapping[str, float], found: Baselines | None) -> str:
 
 
 def draw_losses(recipe: Recipe, found: Baselines | None) -> str:
-    """Draws RUN/loss.png; returns the words for it."""
+    """Draws RUN/loss.png and, of a model with sparse layers, RUN/router.png; returns the words for them."""
     run = Path(recipe.run_dir)
     lines = {"token frequencies": found.unigram_nats_per_token} if found is not None else {}
+    sparse = getattr(recipe.model, "experts", None) is not None
     if jax.process_index() == 0:
         loss_curve(run / "metrics.jsonl", run / "loss.png", baselines=lines, title=recipe.name)
-    return f"the loss curve is in {run / 'loss.png'}, every step in {run / 'metrics.jsonl'}"
+        if sparse:
+            router_picture(run / "metrics.jsonl", run / "router.png", title=recipe.name)
+    routers = f", the load of the experts in {run / 'router.png'}" if sparse else ""
+    return f"the loss curve is in {run / 'loss.png'}{routers}, every step in {run / 'metrics.jsonl'}"
 
 
 def show_goodput(recipe: Recipe, goodput: Goodput) -> str:

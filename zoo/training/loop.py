@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
 from zoo.errors import UserError
@@ -151,9 +152,9 @@ def run_loop(
     validation: Mapping[str, float] = {}
 
     def numbers_of(done: "_Step") -> dict[str, Any]:
-        """Waits for a step; its numbers, as Python numbers that JSON holds exactly."""
+        """Waits for a step; its numbers as Python numbers."""
         nonlocal tokens, clock
-        numbers = {name: value.item() for name, value in jax.device_get(dict(done.metrics)).items()}
+        numbers = {name: _plain(value) for name, value in jax.device_get(dict(done.metrics)).items()}
         if not numbers.pop("finite"):
             raise UserError(not_finite(done.step, numbers, run, _saved(checkpoints)))
         if spike_limit is not None and numbers.get("skipped_in_a_row", 0) > spike_limit:
@@ -273,6 +274,11 @@ def _checked_step(
             kept = last_kept(_saved(checkpoints))
             raise ReplayMismatch(f"{mismatch}; nothing of this step is kept; {kept}") from None
     return result
+
+
+def _plain(value: Any) -> Any:
+    """A number exactly; an array as nested lists of four decimals, since every step has a line of its own."""
+    return value.item() if value.ndim == 0 else np.round(value.astype(np.float64), 4).tolist()
 
 
 def _fetch(batches: Batches, sharding: NamedSharding) -> tuple[Any, Any]:

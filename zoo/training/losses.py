@@ -17,7 +17,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from zoo.kernels.platform import target_platform
+from zoo.nn.router import RouterStatistics
 from zoo.parallel import divided, enter_sublayer, gather, spmd, sum_over, sum_scatter
+from zoo.training.routing import router_losses
 
 if TYPE_CHECKING:
     from zoo.data import Batch
@@ -34,7 +36,10 @@ MIN_CHUNK_LENGTH = 256
 
 
 class LossSums(NamedTuple):
-    """Sums over the tokens of a batch; a mean per token is `loss / weight`. What is minimised is loss + z_loss."""
+    """Sums over the tokens of a batch; a mean per token is `loss / weight`. Those of micro-batches can be added.
+
+    What is minimised is loss + z_loss + sum(auxiliary).
+    """
 
     loss: Float32[Array, ""]
     """Sum of weight * cross-entropy, in nats."""
@@ -42,6 +47,12 @@ class LossSums(NamedTuple):
     """Sum of weight * coefficient * logsumexp(logits)**2."""
     weight: Float32[Array, ""]
     """Sum of the weights; has no gradient."""
+    auxiliary: dict[str, Float32[Array, ""]] = {}
+    """Further losses by name, each times its coefficient and `weight`: minimised, and reported per unit of weight."""
+    metrics: dict[str, Float32[Array, ""]] = {}
+    """Further sums by name that are reported per unit of weight only."""
+    routing: RouterStatistics | None = None
+    """Of a model with sparse layers: their routers' sums [layers, ...], reported, and used to balance the load."""
 
 
 class LanguageModelConfig(Protocol):
@@ -58,25 +69,33 @@ class LanguageModel(Protocol):
     def config(self) -> LanguageModelConfig: ...
 
     def hidden_states(self, tokens: Any, *, positions: Any, segment_ids: Any, media: Any) -> Any:
-        """Tokens [B, T] to [B, T, D] after the final norm."""
+        """Tokens [B, T] to [B, T, D] after the final norm. A model whose config has `experts` is asked for
+        `hidden_and_routing` instead, with a key `rng` in training, and gives their statistics, too."""
 
     def output_embedding(self) -> Any:
         """The [V, D] matrix whose rows times the hidden states are the logits, in the compute dtype."""
 
 
 def next_token_loss(
-    model: LanguageModel, batch: Batch, *, z_loss: float = 0.0, chunk_tokens: int | None = None
+    model: LanguageModel, batch: Batch, *, z_loss: float = 0.0, chunk_tokens: int | None = None, rng: Any = None
 ) -> LossSums:
-    """The weighted cross-entropy of a batch's targets, summed over its tokens.
+    """The weighted cross-entropy of a batch's targets, summed over its tokens, and the losses of the model's routers.
+
+    `rng` is a key in training and None otherwise; a model without experts has no use for it.
 
     `z_loss` is the coefficient of logsumexp(logits)**2 (PaLM, arXiv 2204.02311, section 5, uses 1e-4).
     `chunk_tokens` is how many tokens of the whole (global) batch have logits at once; None: `default_chunk_length`.
     Traced inside `activation_sharding`, it knows how the batch is divided among the devices.
     """
-    hidden = model.hidden_states(
-        batch.tokens, positions=batch.positions, segment_ids=batch.segment_ids, media=batch.media
-    )
-    return chunked_cross_entropy(
+    inputs = {"positions": batch.positions, "segment_ids": batch.segment_ids, "media": batch.media}
+    experts: Any = getattr(model.config, "experts", None)
+    routing = None
+    if experts is None:
+        hidden = model.hidden_states(batch.tokens, **inputs)
+    else:
+        sparse: Any = model
+        hidden, routing = sparse.hidden_and_routing(batch.tokens, **inputs, rng=rng)
+    sums = chunked_cross_entropy(
         hidden,
         model.output_embedding(),
         jnp.asarray(batch.targets),
@@ -85,6 +104,9 @@ def next_token_loss(
         z_loss=z_loss,
         chunk_length=None if chunk_tokens is None else max(1, chunk_tokens // hidden.shape[0]),
     )
+    if routing is None:
+        return sums
+    return sums._replace(auxiliary=router_losses(routing, experts, sums.weight), routing=routing)
 
 
 def default_chunk_length(batch_size: int, length: int, vocab_size: int) -> int:

@@ -44,7 +44,7 @@ class JsonLines:
 
     def write(self, numbers: Mapping[str, Any]) -> None:
         """Appends one line; a float that JSON cannot hold (nan, inf) becomes null."""
-        plain = {name: None if _is_odd(value) else value for name, value in numbers.items()}
+        plain = {name: _for_json(value) for name, value in numbers.items()}
         self._file.write(json.dumps(plain, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -59,14 +59,18 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 
 def last_step(path: str | Path) -> int:
-    """The step of the last whole line of a metrics.jsonl, from its last 64 KiB; 0 if there is none."""
+    """The step of the last whole line of a metrics.jsonl, from its end; 0 if there is none."""
     path = Path(path)
     if not path.is_file():
         return 0
-    with open(path, "rb") as file:
-        file.seek(max(0, path.stat().st_size - 2**16))
-        lines = _whole_lines(file.read().decode("utf-8", errors="replace"))
-    return lines[-1][0]["step"] if lines else 0
+    size, part = path.stat().st_size, 2**16
+    while True:  # the loads of many layers and experts make long lines
+        with open(path, "rb") as file:
+            file.seek(max(0, size - part))
+            lines = _whole_lines(file.read().decode("utf-8", errors="replace"))
+        if lines or part >= size:
+            return lines[-1][0]["step"] if lines else 0
+        part *= 8
 
 
 class TensorBoard:
@@ -78,9 +82,9 @@ class TensorBoard:
         self._writer = SummaryWriter(str(folder), purge_step=last_step + 1)
 
     def write(self, numbers: Mapping[str, Any]) -> None:
-        """Adds every number as `train/NAME`; `validation_NAME` as `validation/NAME`."""
+        """Adds every number as `train/NAME`, `validation_NAME` as `validation/NAME`; no arrays."""
         for name, value in numbers.items():
-            if name != "step" and value is not None:
+            if name != "step" and value is not None and not isinstance(value, list):
                 self._writer.add_scalar(_tag(name), value, numbers["step"])
 
     def close(self) -> None:
@@ -105,7 +109,8 @@ class WeightsAndBiases:
 
     def write(self, numbers: Mapping[str, Any]) -> None:
         """Logs the numbers under the names that TensorBoard shows. A step that it already has is ignored there."""
-        self._run.log({_tag(name): value for name, value in numbers.items() if name != "step"}, step=numbers["step"])
+        scalars = {name: value for name, value in numbers.items() if name != "step" and not isinstance(value, list)}
+        self._run.log({_tag(name): value for name, value in scalars.items()}, step=numbers["step"])
 
     def close(self) -> None:
         """Uploads the rest."""
@@ -206,5 +211,7 @@ def _tag(name: str) -> str:
     return f"validation/{name.removeprefix('validation_')}" if name.startswith("validation_") else f"train/{name}"
 
 
-def _is_odd(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+def _for_json(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_for_json(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""AdamW with decoupled weight decay, learning-rate schedules, gradient clipping, frozen parameters."""
+"""AdamW or PSGD Kron with decoupled weight decay, learning-rate schedules, gradient clipping, frozen parameters."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -11,8 +11,10 @@ from jaxtyping import Array
 
 from zoo.errors import UserError, nearest_name
 from zoo.training.parameters import flatten_with_names, matching_names, nested_dict
+from zoo.training.preconditioning import batched_parameters, scale_by_kron
 from zoo.training.spikes import SpikeRule, new_statistics
 
+OptimizerKind = Literal["adamw", "kron"]
 Schedule = Literal["cosine", "wsd", "constant"]
 
 SPIKES = "spikes"
@@ -21,8 +23,11 @@ SPIKES = "spikes"
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW (Loshchilov and Hutter, arXiv 1711.05101) and its learning-rate schedule."""
+    """The optimizer and its learning-rate schedule."""
 
+    kind: OptimizerKind = "adamw"
+    """"adamw" (Loshchilov and Hutter, arXiv 1711.05101), or "kron": second-order, the momentum preconditioned by learnt
+    Kronecker factors (zoo.training.preconditioning; needs the package rollfast)."""
     learning_rate: float = 1e-3
     """Peak learning rate."""
     schedule: Schedule = "cosine"
@@ -36,9 +41,9 @@ class OptimizerConfig:
     b1: float = 0.9
     """Decay of the mean of the gradients."""
     b2: float = 0.95
-    """Decay of the mean of the squared gradients."""
+    """Decay of the mean of the squared gradients ("kron" has none)."""
     eps: float = 1e-8
-    """Added to the root of the second moment."""
+    """Added to the root of the second moment ("kron" has none)."""
     weight_decay: float = 0.1
     """Every step multiplies the decayed parameters with 1 - rate * weight_decay (as torch.optim.AdamW)."""
     decay_all: bool = False
@@ -49,6 +54,10 @@ class OptimizerConfig:
     """Micro-batches that a step's batch is split into; the gradient is that of the whole batch."""
     mu_dtype: Literal["float32", "bfloat16"] = "float32"
     """Storage of the first moment; "bfloat16" saves 2 bytes per parameter."""
+    kron_learning_rate: float = 0.1
+    """Step size of the factors of "kron"."""
+    kron_lowest_probability: float = 0.03
+    """How often "kron" updates its factors after its first few thousand steps; at first it does so every step."""
     skip_spikes: float | None = None
     """Leave out a step whose loss or gradient norm lies so many standard deviations above the running mean, such as 6;
     None is off. See zoo.training.spikes."""
@@ -62,6 +71,12 @@ class OptimizerConfig:
             raise UserError(f"schedule {self.schedule!r} is unknown; {nearest_name(self.schedule, get_args(Schedule))}")
         if self.mu_dtype not in ("float32", "bfloat16"):
             raise UserError(f"mu_dtype must be float32 or bfloat16, not {self.mu_dtype!r}")
+        if self.kind not in get_args(OptimizerKind):
+            raise UserError(f"kind {self.kind!r} is unknown; {nearest_name(self.kind, get_args(OptimizerKind))}")
+        own = {"adamw": ("kron_learning_rate", "kron_lowest_probability"), "kron": ("b2", "eps")}[self.kind]
+        for field in dataclasses.fields(self):
+            if field.name in own and getattr(self, field.name) != field.default:
+                raise UserError(f"optimizer.{field.name} has no meaning for optimizer.kind={self.kind}: leave it out")
         for name, low, high in (
             ("learning_rate", 0.0, 10.0),
             ("warmup_steps", 0, 10**9),
@@ -73,6 +88,8 @@ class OptimizerConfig:
             ("weight_decay", 0.0, 10.0),
             ("clip_norm", 0.0, float("inf")),
             ("accumulation_steps", 1, 10**6),
+            ("kron_learning_rate", 0.0, 1.0),
+            ("kron_lowest_probability", 0.0, 1.0),
             ("skip_spikes", 0.1, 1000.0),
             ("spike_window", 2, 10**6),
             ("spike_limit", 1, 10**6),
@@ -129,13 +146,13 @@ def is_decayed(name: str) -> bool:
 def make_optimizer(
     config: OptimizerConfig, steps: int, params: Any, frozen_patterns: Sequence[str] = ()
 ) -> optax.GradientTransformationExtraArgs:
-    """AdamW as `config` says, for the parameters of a model (nnx.State or nested dictionary; shapes suffice).
+    """The optimizer of `config`, for the parameters of a model (nnx.State or nested dictionary; shapes suffice).
 
     Parameters covered by a pattern (see `zoo.training.parameters.matches`) get update 0, no decay and no optimizer
     state, and do not count for the gradient norm that is clipped. The optimizer state holds nested dictionaries
     of the other parameters with string keys (`{"layers": {"0": ...}}`), whatever type `params` has. With
     `config.skip_spikes` its last element holds what `zoo.training.step` decides by; `update` hands it on.
-    Raises UserError for a pattern that matches nothing and when nothing is left to train.
+    Raises UserError for a pattern that matches nothing, when nothing is left to train, and when a package is missing.
     """
     names = list(flatten_with_names(params))
     frozen = matching_names(names, frozen_patterns)
@@ -143,17 +160,29 @@ def make_optimizer(
     if not trained:
         raise UserError(f"--freeze {' '.join(frozen_patterns)} leaves no parameter to train")
     decayed = nested_dict({name: config.decay_all or is_decayed(name) for name in trained})
-    adamw = optax.adamw(
-        make_schedule(config, steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=decayed,
-        mu_dtype=config.mu_dtype,
-    )
+    schedule = make_schedule(config, steps)
+    if config.kind == "kron":
+        direction = scale_by_kron(
+            b1=config.b1,
+            mu_dtype=config.mu_dtype,
+            learning_rate=config.kron_learning_rate,
+            lowest_probability=config.kron_lowest_probability,
+            batched=batched_parameters(params, trained),
+        )
+        decay = optax.add_decayed_weights(config.weight_decay, decayed)
+        chosen = optax.chain(direction, decay, optax.scale_by_learning_rate(schedule))
+    else:
+        chosen = optax.adamw(
+            schedule,
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decayed,
+            mu_dtype=config.mu_dtype,
+        )
     clipping = [clip_by_global_norm(config.clip_norm)] if config.clip_norm else []
-    inner = optax.chain(*clipping, adamw)
+    inner = optax.chain(*clipping, chosen)
 
     def select(tree: Any) -> dict[str, Any]:
         named = flatten_with_names(tree)

@@ -1,4 +1,4 @@
-"""Pictures of a run as PNGs: its loss curve, and what its time went into."""
+"""Pictures of a run as PNGs: its loss curve, what its time went into, and what its routers did."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,6 +136,72 @@ def goodput_picture(starts: Sequence[Mapping[str, Any]], png: str | Path, *, tit
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(alpha=0.2, linewidth=0.6, axis="x")
         axes.set_axisbelow(True)
+    figure.savefig(png, format="png")
+    return True
+
+
+def router_picture(metrics: str | Path, png: str | Path, *, title: str = "") -> bool:
+    """Draws what the routers of sparse layers did, from a metrics.jsonl. Returns whether there were sparse layers.
+
+    Above: the load of every layer's experts at the end of the run (mean of its last twentieth) and over its steps, in
+    multiples of a balanced load. Below: entropy, share of choices that found no room, and the largest load.
+    """
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
+
+    rows = [row for row in read_metrics(metrics) if row.get("router_load") is not None]
+    if not rows:
+        return False
+    steps = np.array([row["step"] for row in rows])
+    load = np.array([row["router_load"] for row in rows], float)  # [steps, layers, E]
+    load *= load.shape[-1]
+    _, layers, experts = load.shape
+
+    figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
+    grid = figure.add_gridspec(3, 2, height_ratios=(5, 1.3, 1.3), width_ratios=(2, 3))
+    final, course = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
+    shown = {"cmap": "RdBu_r", "vmin": 0.0, "vmax": 2.0, "aspect": "auto", "interpolation": "nearest"}
+    image = final.imshow(load[-max(1, len(load) // 20) :].mean(0), **shown)
+    final.set_xlabel("expert")
+    final.set_ylabel("sparse layer")
+    for axis in (final.xaxis, final.yaxis):
+        axis.set_major_locator(MaxNLocator("auto", integer=True))
+    final.set_title("load at the end", fontsize=10, loc="left")
+    parts = np.array_split(load.reshape(len(load), -1), min(len(load), 300))
+    course.imshow(
+        np.stack([part.mean(0) for part in parts], axis=1),
+        extent=(steps[0] - 0.5, steps[-1] + 0.5, layers * experts - 0.5, -0.5),
+        **shown,
+    )
+    for layer in range(1, layers):
+        course.axhline(layer * experts - 0.5, color="black", linewidth=0.6)
+    named = range(0, layers, -(-layers // 16))
+    course.set_yticks([(layer + 0.5) * experts - 0.5 for layer in named], [str(layer) for layer in named])
+    course.set_ylabel("sparse layer (its experts from top to bottom)")
+    course.set_xlabel("step")
+    course.set_title("load over the run", fontsize=10, loc="left")
+    figure.colorbar(image, ax=course, label="load (1 = balanced)", extend="max")
+
+    entropy, lost = figure.add_subplot(grid[1, :]), figure.add_subplot(grid[2, :])
+    for axes, name, label, scale, color in (
+        (entropy, "router_entropy", f"entropy (nats)\nlog {experts} = {np.log(experts):.2f}", 1, TRAINING),
+        (lost, "router_dropped", "dropped (%)", 100, VALIDATION),
+    ):
+        values = scale * np.array([row[name] for row in rows], float)
+        axes.plot(steps, smoothed(values), color=color, linewidth=1.4)
+        axes.set_ylabel(label, fontsize=8, color=color)
+        axes.set_ylim(bottom=0)
+    largest = lost.twinx()
+    values = np.array([row["router_largest_load"] for row in rows], float)
+    largest.plot(steps, smoothed(values), color=QUIET, linewidth=1.2)
+    largest.set_ylabel("largest load", fontsize=8, color=QUIET)
+    largest.set_ylim(bottom=1)
+    lost.set_xlabel(_horizontal_label(rows[-1]))
+    for axes in (entropy, lost, largest):
+        axes.spines[["top"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+        axes.margins(x=0.01)
+    figure.suptitle(title, fontsize=11, x=0.01, ha="left")
     figure.savefig(png, format="png")
     return True
 

@@ -74,6 +74,8 @@ def step_line(
 
     step   120/1000  loss 4.2131  lr 3.00e-03  grad 0.91  12.3k tok/s/device  mfu 41.3% of ...  rss 1.2 GB  1.2M tokens
     (epoch 0.43)  eta 1:50
+
+    With sparse layers also the load of the busiest expert in multiples of a balanced one, and what found no room.
     """
     parts = [
         f"step {numbers['step']:>{len(str(steps))}}/{steps}",
@@ -81,6 +83,10 @@ def step_line(
         f"lr {numbers['learning_rate']:.2e}",
         f"grad {numbers['grad_norm']:.2f}",
     ]
+    if "router_largest_load" in numbers:
+        parts.append(f"load {numbers['router_largest_load']:.2f}x")
+        if numbers["router_dropped"]:
+            parts.append(f"dropped {100 * numbers['router_dropped']:.1f}%")
     if "tokens_per_second_per_device" in numbers:
         parts.append(f"{short_count(numbers['tokens_per_second_per_device'])} tok/s/device")
     if "mfu" in numbers:

@@ -1,6 +1,7 @@
 """What a training run carries from step to step, and where its parts live on the devices."""
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
@@ -63,7 +64,8 @@ def abstract_state(params: Any, optimizer: optax.GradientTransformation) -> Trai
 
 def optimizer_shardings(optimizer: optax.GradientTransformation, params: Any) -> Any:
     """A sharding for every array of the optimizer state: that of the parameter whose path its own path ends with and
-    whose shape it has, otherwise (counters) replicated."""
+    whose shape it has. A factor of a preconditioner, [..., n, n] under a parameter's path and a number, has its rows
+    divided among the devices that the parameter is divided among. The rest (counters, diagonals) is replicated."""
     named = flatten_with_names(params)
     replicated = _replicated(params)
 
@@ -73,9 +75,22 @@ def optimizer_shardings(optimizer: optax.GradientTransformation, params: Any) ->
             param = named.get("/".join(parts[first:]))
             if param is not None and param.shape == leaf.shape:
                 return param.sharding
+            of = named.get("/".join(parts[first:-1]))
+            if of is not None and len(leaf.shape) >= 2:
+                return _rows_divided(leaf.shape, of.sharding) or replicated
         return replicated
 
     return jax.tree_util.tree_map_with_path(sharding, jax.eval_shape(optimizer.init, params))
+
+
+def _rows_divided(shape: tuple[int, ...], like: Sharding) -> Sharding | None:
+    """The last but one axis over all mesh axes of another sharding; None if they do not divide it."""
+    if not isinstance(like, NamedSharding):
+        return None
+    axes = [axis for part in like.spec for axis in ((part,) if isinstance(part, str) else part or ())]
+    if shape[-2] % math.prod(like.mesh.shape[axis] for axis in axes):
+        return None
+    return NamedSharding(like.mesh, PartitionSpec(*(None,) * (len(shape) - 2), tuple(axes) or None))
 
 
 def tokens_seen(state: TrainState) -> int:

@@ -13,6 +13,7 @@ from zoo.errors import UserError
 from zoo.training.losses import LossSums
 from zoo.training.optimizer import SPIKES
 from zoo.training.parameters import flatten_with_names, matching_names
+from zoo.training.routing import balanced_biases, router_metrics, selection_biases
 from zoo.training.spikes import SpikeRule, judge
 from zoo.training.state import TrainState, add_tokens
 
@@ -38,23 +39,29 @@ def make_train_step(
     frozen_patterns: Sequence[str] = (),
     stochastic: bool = False,
     spike_rule: SpikeRule | None = None,
+    balancing_bias_rate: float = 0.0,
     count_tokens: Callable[[Any], Int32[Array, ""]] = count_batch_tokens,
 ) -> TrainStep:
     """A function `train_step(state, batch) -> (state, metrics)`, to be compiled with `jit_train_step`.
 
     `graphdef` is the static part of `nnx.split(model, nnx.Param)`, whose other part is `state.params`. The gradient is
-    that of sum(loss + z_loss) / sum(weight) over the whole batch. It is the same (but for rounding) when the batch is
-    split in `accumulation_steps` micro-batches, of which one at a time is in memory, however the weights are
-    distributed. Parameters covered by `frozen_patterns` are not differentiated; give `make_optimizer` the same
-    patterns. `schedule` is only reported.
+    that of sum(loss + z_loss + auxiliary) / sum(weight) over the whole batch. It is the same (but for rounding) when
+    the batch is split in `accumulation_steps` micro-batches, of which one at a time is in memory, however the weights
+    are distributed; only the losses of routers are those of each micro-batch's own load. Parameters covered by
+    `frozen_patterns` are not differentiated; give `make_optimizer` the same patterns. `schedule` is only reported.
 
     A step whose loss or gradient norm is not finite changes nothing in the state: metrics["finite"] is False, and the
     caller should stop. Metrics (float32 scalars): loss and z_loss per unit of weight, in nats; grad_norm before
-    clipping; learning_rate of this update; weight, the sum of the loss weights; tokens (int32), not padding; finite.
+    clipping; learning_rate of this update; weight, the sum of the loss weights; tokens (int32), not padding; finite;
+    and the loss's own, per unit of weight.
 
     With a `spike_rule` (the one of `make_optimizer`'s config) a spike changes neither parameters nor moments. It counts
     as a step all the same, since its batch was read; the learning rate stays behind by the steps left out.
     Metrics get skipped, skipped_in_a_row, loss_limit and grad_norm_limit (`zoo.training.spikes.judge`).
+
+    With sparse layers, metrics get those of `zoo.training.routing.router_metrics`, of which the load is an array. Their
+    selection biases have no gradient (give `make_optimizer` their names as frozen): every update moves each one by
+    `balancing_bias_rate` towards a balanced load, unless `frozen_patterns` cover it.
 
     A stochastic loss gets `rng=` a key that is different for every step and micro-batch. An optimizer that takes extra
     arguments is given the keyword `grad_norm`.
@@ -65,12 +72,14 @@ def make_train_step(
         named = flatten_with_names(state.params)
         structure = jax.tree.structure(state.params)
         frozen = matching_names(list(named), frozen_patterns)
+        biases = [name for name in selection_biases(named) if name not in frozen] if balancing_bias_rate else []
+        frozen |= set(selection_biases(named))
 
         def objective(trained: dict[str, Array], batch: Any, rng: Array) -> tuple[Array, LossSums]:
             params = jax.tree.unflatten(structure, [trained.get(name, leaf) for name, leaf in named.items()])
             extra = {"rng": rng} if stochastic else {}
             sums = loss_fn(nnx.merge(graphdef, params), batch, **extra)
-            return sums.loss + sums.z_loss, sums
+            return sum(sums.auxiliary.values(), sums.loss + sums.z_loss), sums
 
         trained = {name: leaf for name, leaf in named.items() if name not in frozen}
         rng = jax.random.fold_in(state.rng, state.step)
@@ -99,7 +108,10 @@ def make_train_step(
                 jax.tree.unflatten(structure, means), state.opt_state, state.params, grad_norm=grad_norm
             )
             updates = flatten_with_names(updates)
-            return [p if name in frozen else p + updates[name] for name, p in named.items()], opt_state
+            moved = {name: p if name in frozen else p + updates[name] for name, p in named.items()}
+            if biases and sums.routing is not None:
+                moved |= balanced_biases({n: named[n] for n in biases}, sums.routing.assigned, balancing_bias_rate)
+            return list(moved.values()), opt_state
 
         # A branch, not jnp.where on the results: with that XLA:CPU copies the moments before it updates them.
         with jax.named_scope("optimizer"):
@@ -122,6 +134,9 @@ def make_train_step(
             "tokens": count_tokens(batch),
             "finite": finite,
         }
+        metrics |= {name: value * per_weight for name, value in (sums.auxiliary | sums.metrics).items()}
+        if sums.routing is not None:
+            metrics |= router_metrics(sums.routing)
         return new_state, metrics | found
 
     return train_step
@@ -180,8 +195,11 @@ def _sums_and_gradients(
         gradients, sums = gradient_of(trained, microbatch, jax.random.fold_in(rng, index))
         return jax.tree.map(jnp.add, carry, (sums, gradients)), None
 
-    zero = jnp.zeros((), jnp.float32)
     zeros = {name: jnp.zeros(leaf.shape, jnp.float32) for name, leaf in trained.items()}
     inputs = (jnp.arange(count), split_microbatches(batch, count))
-    (sums, gradients), _ = jax.lax.scan(body, (LossSums(zero, zero, zero), zeros), inputs)
+    first = jax.tree.map(lambda array: array[0], inputs[1])
+    no_sums = jax.tree.map(
+        lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(objective, trained, first, rng)[1]
+    )
+    (sums, gradients), _ = jax.lax.scan(body, (no_sums, zeros), inputs)
     return sums, gradients

@@ -42,6 +42,7 @@ def dot_product_attention(
     query_segment_ids: Int[Array, "b t"] | None = None,
     key_segment_ids: Int[Array, "b s"] | None = None,
     ordered_positions: bool = False,
+    sinks: Float[Array, "n"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b t n h"]:
     """softmax over the visible keys of cap(scale * q . k), times v; cap(s) = c * tanh(s / c).
@@ -59,6 +60,7 @@ def dot_product_attention(
         runs, within a segment positions rise by at least one per index, and query i belongs to key index i + S - T.
         Packed training batches and a cache in order keep it. Without the promise the result is right for any positions,
         and every key is looked at.
+      sinks: one logit per query head that joins the denominator of the softmax (`zoo.kernels.attention.sinks`).
       implementation: "reference" (dense, the specification), "xla" (blocked), "pallas_tpu" (our kernel; splash for
         layers without a window whose gradients do not fit into VMEM), "pallas_gpu" (our kernel), "mosaic_gpu" (our
         kernel for Hopper, which has not run on hardware yet), "splash" or "cudnn" (maintained kernels); None = the best
@@ -82,6 +84,10 @@ def dot_product_attention(
         key_segment_ids=key_segment_ids,
         ordered_positions=ordered_positions,
     )
+    if sinks is not None:
+        from zoo.kernels.attention.sinks import sink_attention  # it needs the parts, which need this module
+
+        return sink_attention(inputs, sinks, implementation)
     name = implementation or best_implementation(inputs, target_platform())
     if name == "pallas_tpu" and sliding_window is None:
         from zoo.kernels.local_attention.tpu import NO_WINDOW, takes_all_keys

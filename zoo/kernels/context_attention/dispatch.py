@@ -82,6 +82,7 @@ def device_attention(
     scale: float,
     sliding_window: int | None,
     logits_soft_cap: float | None,
+    sinks: Float[Array, "n"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b t n h"]:
     """`context_attention` of one device's tokens, to be called inside of `jax.shard_map` (`zoo.parallel.spmd`).
@@ -90,6 +91,7 @@ def device_attention(
       query, key, value: of the device's own tokens; of n devices along the mesh axes `axis`, device c has tokens c * t
         to c * t + t - 1 of a row.
       positions, segment_ids: of whole rows.
+      sinks: as of `dot_product_attention`, of the device's own heads. A ring has none: "auto" gathers then.
     """
     options: dict[str, Any] = dict(
         axis=axis,
@@ -99,6 +101,12 @@ def device_attention(
         implementation=implementation,
     )
     arrays = query, key, value, positions, segment_ids
+    if sinks is not None:
+        if sliding_window is None and exchange == "ring":
+            raise NotImplementedError(
+                'a ring of devices has no attention sinks: use context_exchange="gather" in the sharding rules'
+            )
+        options["sinks"], exchange = sinks, "gather"
     if sliding_window is not None:
         return halo_attention(*arrays, sliding_window=sliding_window, **options)
     if exchange == "auto":

@@ -1,4 +1,4 @@
-"""Attention to a part of the keys, by every implementation that has it: what a ring is made of."""
+"""Attention to a part of the keys, by every implementation that has it: what rings and sinks are made of."""
 
 import functools
 import importlib
@@ -28,9 +28,11 @@ Partial = tuple[Float[Array, "b t n h"], Float[Array, "b t n"]]
 
 def has_parts(inputs: AttentionInputs, implementation: str | None) -> bool:
     """Whether the implementation gives results of these shapes that can be merged. Splash, cuDNN and the Hopper kernel
-    do not; our TPU kernel does where the gradients of a device's queries fit into VMEM."""
+    do not; our TPU kernel does with a window, and without one where the gradients of all queries fit into VMEM."""
     name = implementation or best_implementation(inputs, target_platform())
-    return name in _MODULES and (name != "pallas_tpu" or _load(name).takes_all_keys(inputs))
+    if name != "pallas_tpu" or inputs.sliding_window is not None:
+        return name in _MODULES
+    return _load(name).takes_all_keys(inputs)
 
 
 def part_forward(inputs: AttentionInputs, implementation: str | None) -> Partial:
@@ -92,4 +94,4 @@ def _load(name: str) -> ModuleType:
 @functools.cache
 def _log(name: str) -> None:
     # Cached: once per process.
-    logging.getLogger(__name__).info("attention implementation of a ring's steps: %s", name)
+    logging.getLogger(__name__).info("attention implementation of parts of the keys: %s", name)

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from zoo.kernels.attention.sinks import with_sinks
 from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey
 from zoo.kernels.decode_attention.reference import reference_decode_attention
 from zoo.kernels.decode_attention.xla import xla_decode_attention, xla_decode_part
@@ -30,6 +31,7 @@ def decode_attention(
     scale: float,
     sliding_window: int | None,
     logits_soft_cap: float | None,
+    sinks: Float[Array, "n"] | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b n h"]:
     """softmax over the visible keys of cap(scale * q . k), times v, for one causal query per row; cap as in
@@ -45,6 +47,7 @@ def decode_attention(
       query_positions: int32 [B, 1] or [1, 1].
       scale: factor of the scores.
       sliding_window: number of visible keys, the query's own position included; None = all.
+      sinks: one logit per query head that joins the denominator of the softmax.
       implementation: "reference" (dense, the specification), "xla" (dense), "pallas_tpu", "pallas_gpu" (kernels that
         read the visible blocks of the cache once; on another back end they are interpreted, slowly); None = the best
         one for this call on the back end.
@@ -53,15 +56,13 @@ def decode_attention(
       ValueError: an unknown implementation.
       NotImplementedError: an implementation that lacks a feature of this call.
     """
+    options: dict[str, Any] = dict(scale=scale, sliding_window=sliding_window, logits_soft_cap=logits_soft_cap)
+    if sinks is not None:
+        part = decode_attention_part(query, held, own, query_positions, implementation=implementation, **options)
+        return with_sinks(*part, sinks)[0].astype(query.dtype)
     platform = target_platform()
     return _load(implementation or best_implementation(query, platform), platform)(
-        query,
-        held,
-        own,
-        query_positions,
-        scale=scale,
-        sliding_window=sliding_window,
-        logits_soft_cap=logits_soft_cap,
+        query, held, own, query_positions, **options
     )
 
 

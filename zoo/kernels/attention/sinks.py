@@ -1,0 +1,105 @@
+"""Attention sinks (gpt-oss): one learned logit per query head joins the denominator of the softmax, with no value.
+
+    out = sum_s exp(score_s) v_s / (sum_s exp(score_s) + exp(sink))  =  sigmoid(lse - sink) * attention
+
+A sink is one more part of the keys (`zoo.kernels.context_attention.parts`), of which nothing but its logit is known. So
+every implementation that has parts has sinks, and their backward pass is that of the parts under the sum of all.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Float
+
+from zoo.kernels.attention.block import NO_KEY
+from zoo.kernels.attention.inputs import RESIDUALS, AttentionInputs
+from zoo.kernels.context_attention.parts import has_parts, part_backward, part_forward
+
+
+def sink_attention(
+    inputs: AttentionInputs, sinks: Float[Array, "n"], implementation: str | None
+) -> Float[Array, "b t n h"]:
+    """Attention whose softmax has the sinks in its denominator; differentiable in queries, keys, values and sinks.
+
+    Without a name, "xla" does what the back end's best kernel cannot. Raises NotImplementedError for named ones that do
+    not give the sum of exp(score).
+    """
+    if implementation is None and not has_parts(inputs, None):
+        implementation = "xla"
+    if not has_parts(inputs, implementation):
+        raise NotImplementedError(
+            f"attention implementation {implementation!r} does not support attention sinks here, because it does not "
+            "give the sum of exp(score); use 'xla'"
+        )
+    places = (inputs.query_positions, inputs.key_positions, inputs.query_segment_ids, inputs.key_segment_ids)
+    options = (
+        inputs.scale,
+        inputs.causal,
+        inputs.sliding_window,
+        inputs.logits_soft_cap,
+        inputs.ordered_positions,
+        implementation,
+    )
+    return _attend(options, inputs.query, inputs.key, inputs.value, sinks, places)
+
+
+def with_sinks(
+    out: Float[Array, "*x n h"], lse: Float[Array, "*x n"], sinks: Float[Array, "n"]
+) -> tuple[Float[Array, "*x n h"], Float[Array, "*x n"]]:
+    """(out, lse) of a part of the keys and of the sinks; `NO_KEY` stays where no key was seen."""
+    sinks = sinks.astype(lse.dtype)
+    both = jnp.where(lse == NO_KEY, NO_KEY, jnp.logaddexp(lse, sinks))
+    return (out.astype(lse.dtype) * jax.nn.sigmoid(lse - sinks)[..., None]).astype(out.dtype), both
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attend(options, query, key, value, sinks, places):
+    return _forward(options, query, key, value, sinks, places)[0]
+
+
+def _forward(options, query, key, value, sinks, places):
+    out, lse = with_sinks(*part_forward(_inputs(options, query, key, value, places), options[-1]), sinks)
+    out, lse = checkpoint_name(out.astype(query.dtype), RESIDUALS), checkpoint_name(lse, RESIDUALS)
+    return out, (query, key, value, sinks, places, out, lse)
+
+
+def _backward(options, residuals, out_gradient):
+    query, key, value, sinks, places, out, lse = residuals
+    delta = (out_gradient.astype(lse.dtype) * out.astype(lse.dtype)).sum(-1)
+    inputs = _inputs(options, query, key, value, places)
+    of_query, of_key, of_value = part_backward(inputs, lse, delta, out_gradient, options[-1])
+    # The sink's weight times (its value, which is zero, minus the mean value): as for any other key.
+    weight = jnp.where(lse == NO_KEY, 0, jnp.exp(sinks.astype(lse.dtype) - lse))
+    of_sinks = -(weight * delta).sum((0, 1))
+    return (
+        of_query.astype(query.dtype),
+        of_key.astype(key.dtype),
+        of_value.astype(value.dtype),
+        of_sinks.astype(sinks.dtype),
+        None,
+    )
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _inputs(options: Any, query: Array, key: Array, value: Array, places: Any) -> AttentionInputs:
+    scale, causal, sliding_window, logits_soft_cap, ordered_positions, _ = options
+    query_positions, key_positions, query_segment_ids, key_segment_ids = places
+    return AttentionInputs(
+        query=query,
+        key=key,
+        value=value,
+        scale=scale,
+        causal=causal,
+        sliding_window=sliding_window,
+        logits_soft_cap=logits_soft_cap,
+        query_positions=query_positions,
+        key_positions=key_positions,
+        query_segment_ids=query_segment_ids,
+        key_segment_ids=key_segment_ids,
+        ordered_positions=ordered_positions,
+    )

@@ -1,0 +1,357 @@
+"""Gemini (arXiv 2312.11805, 2403.05530): decoders that read text, images, audio and video, dense or sparse.
+
+    x = E[token] * sqrt(D), and at the places of media the soft tokens of their encoders
+    serial layer (Pro, Nano):   x = x + [norm](attention(norm(x)));  x = x + [norm](ffn(norm(x)))
+    parallel layer (Flash):     y = norm(x);  x = x + attention(y) + ffn(y)
+    ffn: GeGLU, or in every n-th layer a sparse mixture of experts
+    logits = [c * tanh](norm(x) . E^T [/ c])
+
+The reports say what kind of model it is (decoder-only, multi-query attention, sparse experts in 1.5 Pro, parallel
+sub-layers in 1.5 Flash, the two sizes of Nano) and no number of it besides. Every other choice is a field below, and
+its docstring says where it is taken from. Images come out as codes of a VQ tokenizer that share the vocabulary.
+"""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+
+from zoo.errors import UserError
+from zoo.models.decoder import Decoder, LayerContext
+from zoo.models.gemma3n_audio import Gemma3nAudio, Gemma3nAudioConfig
+from zoo.models.siglip import Siglip, SiglipConfig
+from zoo.nn import (
+    Attention,
+    Embedder,
+    Execution,
+    ExpertsConfig,
+    GatedFeedForward,
+    LayerCache,
+    RMSNorm,
+    SoftTokenProjector,
+    SparseFeedForward,
+    build_layers,
+    gathered_outside_layers,
+    place_soft_tokens,
+    rope_angles,
+)
+from zoo.parallel import own_part
+from zoo.training.mfu import decoder_forward_flops_per_token
+
+
+@dataclass(frozen=True)
+class GeminiConfig:
+    """Architecture of a Gemini model."""
+
+    vocab_size: int
+    """Rows of the embedding: words, media tokens and image codes (`zoo.data.MediaVocabulary`). Not published; 256k
+    words as in Gemma."""
+    embed_dim: int
+    """Model width D. Not published."""
+    num_layers: int
+    """Decoder layers. Not published."""
+    num_heads: int
+    """Query heads N. Not published."""
+    head_dim: int
+    """Width H of one head. Not published; 128 or 256 as in Gemma 2."""
+    hidden_dim: int
+    """Width of gate and up of a dense feed-forward layer, each. Not published."""
+    num_kv_heads: int = 1
+    """Key/value heads K: 1 is multi-query attention (Gemini 1.0, section 2)."""
+    sliding_window: int = 4096
+    """Keys that a query of a local layer sees, its own position included. Not published; as in Gemma 2."""
+    layer_types: tuple[str, ...] = ("local", "global")
+    """The repeating pattern: layer i is layer_types[i % len]. Not published; as in Gemma 2."""
+    block: Literal["serial", "parallel"] = "serial"
+    """Sub-layers one after the other, or both on the same normed input (1.5 Flash; formula as in PaLM, arXiv
+    2204.02311, section 2)."""
+    post_norms: bool = True
+    """Norms on the way out of sub-layers, too. Not published; as in Gemma 2."""
+    attn_logit_soft_cap: float | None = None
+    """c of the attention scores' c * tanh(s / c). Not published; as in Gemma 3 (none) or Gemma 2 (50)."""
+    final_logit_soft_cap: float | None = 30.0
+    """c of the output logits. Not published; as in Gemma 2."""
+    rope_theta: float = 10_000.0
+    """Base of the rotary frequencies. Not published; as in Gemma 2."""
+    global_rope: bool = True
+    """Whether global layers rotate queries and keys; without, they see content only and carry over to longer
+    sequences. Not published; True as in Gemma 2, False as in Command A (arXiv 2504.00698, section 2.1)."""
+    norm_eps: float = 1e-6
+    """Added to the mean square in every norm. Not published; as in Gemma 2."""
+    experts: ExpertsConfig | None = None
+    """Sparse layers (1.5 Pro); None = all dense. Not published beyond "sparse mixture-of-experts"."""
+    experts_every: int = 1
+    """Every n-th layer is sparse, the last of each n. Not published; 1 as in Mixtral, 2 as in GShard and GLaM."""
+    vision: SiglipConfig | None = None
+    """Image encoder; None = reads no images. Not published; SigLIP as in Gemma 3."""
+    vision_merge: int = 2
+    """merge x merge patches become one soft token. Not published; average pooling as in Gemma 3."""
+    audio: Gemma3nAudioConfig | None = None
+    """Audio encoder; None = hears nothing. USM features at 16 kHz (Gemini 1.0, section 2); as in Gemma 3n."""
+    max_position_embeddings: int = 32_768
+    """Context length the model was trained for (Gemini 1.0: 32k)."""
+    bos_token_id: int = 2
+    """Token before every document."""
+    eos_token_ids: tuple[int, ...] = (1,)
+    """Tokens that end a generation."""
+    pad_token_id: int = 0
+    """Filler, never seen by a real token."""
+
+    def __post_init__(self):
+        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim",
+                     "sliding_window", "max_position_embeddings", "experts_every", "vision_merge"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"model.{name} must be at least 1, got {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(f"model.num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
+        if self.head_dim % 2:
+            raise UserError(f"model.head_dim must be even for rotary positions, got {self.head_dim}")
+        if not self.layer_types or set(self.layer_types) - {"local", "global"}:
+            raise UserError(f"model.layer_types must be a sequence of 'local' and 'global', got {self.layer_types}")
+        if self.block not in ("serial", "parallel"):
+            raise UserError(f"model.block must be 'serial' or 'parallel', got {self.block!r}")
+        if self.block == "parallel" and self.post_norms:
+            raise UserError("model.post_norms must be false where model.block is 'parallel': it has one norm a layer")
+        for name in ("rope_theta", "norm_eps", "attn_logit_soft_cap", "final_logit_soft_cap"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"model.{name} must be positive, got {value}")
+
+    @property
+    def pattern_length(self) -> int:
+        """Layers of the repeating unit: of local and global ones and of dense and sparse ones."""
+        return math.lcm(len(self.layer_types), 1 if self.experts is None else self.experts_every)
+
+    def window(self, layer: int) -> int | None:
+        """Sliding window of a layer; None = global."""
+        return self.sliding_window if self.layer_types[layer % len(self.layer_types)] == "local" else None
+
+    def is_sparse(self, layer: int) -> bool:
+        """Whether a layer is a mixture of experts."""
+        return self.experts is not None and layer % self.experts_every == self.experts_every - 1
+
+    @property
+    def num_sparse_layers(self) -> int:
+        """Layers that are a mixture of experts."""
+        return sum(map(self.is_sparse, range(self.num_layers)))
+
+    def num_parameters(self) -> int:
+        """Parameters of the whole model, encoders included; the embedding counted once (it is tied)."""
+        sparse = 0 if self.experts is None else self.experts.num_parameters(self.embed_dim)
+        return self._parameters(sparse) + self._encoder_parameters()
+
+    def num_active_parameters(self) -> int:
+        """Parameters that one token passes through, encoders left out."""
+        return self._parameters(0 if self.experts is None else self.experts.num_active_parameters(self.embed_dim))
+
+    def _parameters(self, sparse: int) -> int:
+        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
+        norms = {"parallel": 1, "serial": 4 if self.post_norms else 2}[self.block] * self.embed_dim
+        dense_layers = self.num_layers - self.num_sparse_layers
+        feed_forward = dense_layers * 3 * self.embed_dim * self.hidden_dim + self.num_sparse_layers * sparse
+        return self.num_layers * (attention + norms) + feed_forward + self.embed_dim * (1 + self.vocab_size)
+
+    def _encoder_parameters(self) -> int:
+        widths = [(encoder, encoder.embed_dim) for encoder in (self.vision, self.audio) if encoder is not None]
+        return sum(encoder.num_parameters() + width + width * self.embed_dim for encoder, width in widths)
+
+    def flops_per_token(self, sequence_length: int) -> float:
+        """Forward floating-point operations per token of text; a training step takes three times as many. Encoders are
+        not counted."""
+        windows = [self.window(layer) for layer in range(self.num_layers)]
+        flops = decoder_forward_flops_per_token(
+            embed_dim=self.embed_dim,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            hidden_dim=self.hidden_dim,
+            vocab_size=self.vocab_size,
+            windows=windows,
+            sequence_length=sequence_length,
+        )
+        if self.experts is None:
+            return flops
+        extra = self.experts.flops_per_token(self.embed_dim) - 6 * self.embed_dim * self.hidden_dim
+        return flops + self.num_sparse_layers * extra
+
+
+class GeminiLayer(nnx.Module):
+    """Attention and a dense or sparse feed-forward, one after the other or side by side."""
+
+    def __init__(self, config: GeminiConfig, layer: int, *, execution: Execution, rngs: nnx.Rngs):
+        def norm():
+            return RMSNorm(config.embed_dim, eps=config.norm_eps, execution=execution, rngs=rngs)
+
+        self.parallel, self.post_norms = config.block == "parallel", config.post_norms
+        self.rotates = config.global_rope or config.window(layer) is not None
+        self.pre_attention_norm = norm()
+        self.attention = Attention(
+            config.embed_dim,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            scale=config.head_dim**-0.5,
+            sliding_window=config.window(layer),
+            logits_soft_cap=config.attn_logit_soft_cap,
+            execution=execution,
+            rngs=rngs,
+        )
+        self.sparse = config.is_sparse(layer)
+        if self.sparse:
+            assert config.experts is not None
+            self.mlp: nnx.Module = SparseFeedForward(config.embed_dim, config.experts, execution=execution, rngs=rngs)
+        else:
+            self.mlp = GatedFeedForward(config.embed_dim, config.hidden_dim, execution=execution, rngs=rngs)
+        if not self.parallel:
+            self.pre_ffw_norm = norm()
+        if self.post_norms:
+            self.post_attention_norm, self.post_ffw_norm = norm(), norm()
+
+    def __call__(self, x, context: LayerContext, cache: LayerCache | None):
+        normed = self.pre_attention_norm(x)
+        angles = context.angles if self.rotates else None
+        attended, cache = self.attention(normed, angles, context.positions, context.segment_ids, cache)
+        if self.post_norms:
+            attended = self.post_attention_norm(attended)
+        x = x + attended
+        fed, statistics = self._feed_forward(normed if self.parallel else self.pre_ffw_norm(x), context)
+        return x + (self.post_ffw_norm(fed) if self.post_norms else fed), cache, statistics
+
+    def _feed_forward(self, x, context: LayerContext):
+        if self.sparse:
+            with jax.named_scope("experts"):
+                return self.mlp(x, context.token_mask, context.rng)
+        with jax.named_scope("mlp"):
+            return self.mlp(x), None
+
+
+class Gemini(Decoder):
+    """Tokens and media to logits; see `Decoder`. `media`: a `zoo.data.Media`."""
+
+    config: GeminiConfig
+
+    def __init__(self, config: GeminiConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
+        execution = execution or Execution()
+        self.config, self.execution = config, execution
+        self.embedder = Embedder(config.vocab_size, config.embed_dim, execution=execution, rngs=rngs)
+        self.layers = build_layers(
+            lambda position, rngs: GeminiLayer(config, position, execution=execution, rngs=rngs),
+            config.num_layers,
+            config.pattern_length,
+            execution=execution,
+            rngs=rngs,
+        )
+        self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, execution=execution, rngs=rngs)
+        if config.vision is not None:
+            self.vision = Siglip(config.vision, execution=execution, rngs=rngs)
+            self.vision_projector = self._projector(config.vision.embed_dim, config.vision_merge**2, rngs)
+        if config.audio is not None:
+            self.audio = Gemma3nAudio(config.audio, execution=execution, rngs=rngs)
+            self.audio_projector = self._projector(config.audio.embed_dim, 1, rngs)
+
+    @property
+    def has_experts(self) -> bool:
+        """Whether layers give statistics of a router."""
+        return self.config.experts is not None
+
+    def _projector(self, width: int, pooled: int, rngs: nnx.Rngs) -> SoftTokenProjector:
+        config = self.config
+        return SoftTokenProjector(
+            width, config.embed_dim, pooled=pooled, eps=config.norm_eps, execution=self.execution, rngs=rngs
+        )
+
+    def embed(self, tokens, media: Any):
+        """Words and, at their places, the soft tokens of images and audio."""
+        x = self.embedder.encode(tokens)
+        if media is None:
+            return x
+        if media.images is not None:
+            if self.config.vision is None:
+                raise UserError("this model has no image encoder (model.vision) and was given images")
+            with jax.named_scope("vision_encoder"):
+                images, encoder = media.images, gathered_outside_layers(self.vision, self.execution)
+                encoded = encoder.encode_patches(images.patches, images.coordinates, images.segment_ids)
+                soft = self.vision_projector(encoded)
+            x = place_soft_tokens(x, soft, own_part(media.image_slots, "residual_length", axis=1))
+        if media.audio is not None:
+            if self.config.audio is None:
+                raise UserError("this model has no audio encoder (model.audio) and was given audio")
+            with jax.named_scope("audio_encoder"):
+                encoder = gathered_outside_layers(self.audio, self.execution)
+                encoded, _ = encoder.encode_clips(media.audio.mel, media.audio.mask)
+                soft = self.audio_projector(encoded.reshape(len(encoded), -1, encoded.shape[-1]))
+            x = place_soft_tokens(x, soft, own_part(media.audio_slots, "residual_length", axis=1))
+        return x
+
+
+# 1.5 Pro is said to be a sparse mixture of experts, trained on several pods of 4,096 TPUs v4; how large is not. This one
+# has about as many parameters as a public relative of its time would (GLaM: 64 experts, top-2, every other layer).
+GEMINI_PRO_LIKE = GeminiConfig(
+    vocab_size=262_144,
+    embed_dim=8192,
+    num_layers=64,
+    num_heads=64,
+    num_kv_heads=8,
+    head_dim=128,
+    hidden_dim=24_576,
+    experts=ExpertsConfig(num_experts=32, experts_per_token=2, hidden_dim=12_288),
+    experts_every=2,
+    global_rope=False,
+)
+# 1.5 Flash: dense, sub-layers in parallel.
+GEMINI_FLASH_LIKE = GeminiConfig(
+    vocab_size=262_144,
+    embed_dim=6144,
+    num_layers=48,
+    num_heads=48,
+    num_kv_heads=8,
+    head_dim=128,
+    hidden_dim=24_576,
+    block="parallel",
+    post_norms=False,
+    global_rope=False,
+)
+# Gemini 1.0, section 2: 1.8B and 3.25B parameters. All else as in Gemma 2, which on-device runtimes know.
+GEMINI_NANO_1 = GeminiConfig(
+    vocab_size=256_000,
+    embed_dim=2048,
+    num_layers=20,
+    num_heads=8,
+    head_dim=256,
+    hidden_dim=8832,
+    attn_logit_soft_cap=50.0,
+)
+GEMINI_NANO_2 = GeminiConfig(
+    vocab_size=256_000,
+    embed_dim=2560,
+    num_layers=28,
+    num_heads=10,
+    head_dim=256,
+    hidden_dim=10_176,
+    attn_logit_soft_cap=50.0,
+)
+
+# Minutes on two CPU cores: the width of gemma2-nano, sparse and dense with the same number of active parameters.
+GEMINI_TINY_PRO = GeminiConfig(
+    vocab_size=4096,
+    embed_dim=128,
+    num_layers=4,
+    num_heads=4,
+    head_dim=32,
+    hidden_dim=384,
+    sliding_window=64,
+    experts=ExpertsConfig(num_experts=8, experts_per_token=2, hidden_dim=192),
+    max_position_embeddings=256,
+)
+GEMINI_TINY_FLASH = replace(GEMINI_TINY_PRO, experts=None, block="parallel", post_norms=False)
+
+PRESETS = {
+    "gemini-tiny-pro": GEMINI_TINY_PRO,
+    "gemini-tiny-flash": GEMINI_TINY_FLASH,
+    "gemini-pro-like": GEMINI_PRO_LIKE,
+    "gemini-flash-like": GEMINI_FLASH_LIKE,
+    "gemini-nano-1": GEMINI_NANO_1,
+    "gemini-nano-2": GEMINI_NANO_2,
+}
