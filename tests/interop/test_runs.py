@@ -1,15 +1,19 @@
 import dataclasses
 import json
+from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.marks import slow
 from zoo.data import train_tokenizer
 from zoo.errors import UserError
 from zoo.interop import load, load_huggingface, load_run, save_run
 from zoo.interop.load import read_config
+from zoo.models import CoDistilledConfig, GeminiConfig, build
 from zoo.nn import Execution
 from zoo.parallel import MeshConfig, ShardingRules, make_mesh
 
@@ -94,3 +98,20 @@ def test_a_description_that_is_not_understood_is_named(model, tmp_path):
     path.write_text(json.dumps(described | {"model": described["model"] | {"hidden_dim": wider.hidden_dim}}))
     with pytest.raises(UserError, match="another model"):
         load_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("scan_layers", [True, *slow(False)])
+def test_of_a_run_of_online_distillation_the_student_is_loaded_or_the_part_that_is_asked_for(tmp_path, scan_layers):
+    student = GeminiConfig(32, 16, 2, 2, 8, 24, block="parallel", post_norms=False)
+    teacher = replace(student, block="serial", hidden_dim=40)
+    pair = build(CoDistilledConfig(teacher, student), rngs=nnx.Rngs(0))
+    save_run(pair, tmp_path / "run")
+    execution = Execution(scan_layers=scan_layers)
+    for part, wanted in ((None, pair.student), ("student", pair.student), ("teacher", pair.teacher)):
+        loaded = load(tmp_path / "run", execution=execution, part=part).model
+        assert loaded.config == wanted.config == read_config(tmp_path / "run", part)
+        tokens = jnp.arange(6)[None]
+        np.testing.assert_allclose(loaded(tokens), wanted(tokens), atol=1e-5)
+    save_run(pair.student, tmp_path / "one")
+    with pytest.raises(UserError, match="holds one model"):
+        load(tmp_path / "one", part="teacher")

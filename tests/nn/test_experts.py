@@ -65,14 +65,20 @@ def with_gradients(call, graphdef, state, x):
 @pytest.mark.parametrize(
     ("config", "mask"),
     [
-        (replace(CONFIG, shared_hidden_dim=8), None),
         (
-            replace(CONFIG, routing="topk_softmax", activation="clipped_swiglu", expert_bias=True, router_bias=True),
-            MASK,
+            replace(
+                CONFIG,
+                routing="topk_softmax",
+                activation="clipped_swiglu",
+                expert_bias=True,
+                router_bias=True,
+                shared_hidden_dim=8,
+            ),
+            None,
         ),
         (replace(CONFIG, routing="sigmoid_topk", activation="silu", dispatch="capacity", eval_capacity_factor=9), MASK),
     ],
-    ids=["shared", "gptoss", "capacity"],
+    ids=["dropless", "capacity"],
 )
 def test_outputs_and_gradients_are_those_of_the_plain_sum_over_experts(config, mask):
     graphdef, state = layer_of(config)
@@ -83,8 +89,7 @@ def test_outputs_and_gradients_are_those_of_the_plain_sum_over_experts(config, m
         np.testing.assert_allclose(one, other, atol=2e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("dispatch", ["dropless", "capacity"])
-@pytest.mark.parametrize("favourites", [[3], [2, 7], [0, 1, 2, 3, 4, 5, 6, 7]])
+@pytest.mark.parametrize(("dispatch", "favourites"), [("dropless", [3]), ("capacity", [2, 7])])
 def test_experts_without_tokens_and_with_all_of_them_are_exact(dispatch, favourites):
     k = min(K, len(favourites))
     config = replace(CONFIG, experts_per_token=k, router_bias=True, dispatch=dispatch, eval_capacity_factor=E)
@@ -184,7 +189,7 @@ def test_no_array_has_tokens_experts_and_capacity_as_axes():
 def test_weights_of_the_backward_pass_need_no_product_twice():
     """Kept for the backward pass are gate and up, and no k-fold token."""
     graphdef, state = layer_of(CONFIG)
-    _, pull = jax.vjp(lambda state, x: nnx.merge(graphdef, state)(x)[0], state, X)
+    pull = jax.eval_shape(lambda *inputs: jax.vjp(lambda s, x: nnx.merge(graphdef, s)(x)[0], *inputs)[1], state, X)
     rows = B * T * K
     kept = [leaf for leaf in jax.tree.leaves(pull) if hasattr(leaf, "shape") and leaf.shape[:1] == (rows,)]
     assert sorted(leaf.shape for leaf in kept if leaf.shape[1:] > (1,)) == [(rows, F), (rows, F)]

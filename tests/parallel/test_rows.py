@@ -6,7 +6,8 @@ import pytest
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from zoo.parallel import Rows, rows_by_process, to_devices
+from zoo.data import Batch
+from zoo.parallel import Rows, rows_by_process, rows_only, to_devices
 
 BATCH = {"tokens": np.arange(8 * 6).reshape(8, 6), "media": np.arange(8 * 6 * 2.0).reshape(8, 6, 2)}
 
@@ -27,6 +28,17 @@ def test_rows_are_found_by_their_numbers():
     mine = NamedSharding(Mesh(np.array(jax.devices()[:2]), ("data",)), P("data"))
     placed = to_devices(Rows(BATCH, tuple(range(8)), 8), mine)
     np.testing.assert_array_equal(np.asarray(placed["tokens"]), BATCH["tokens"])
+
+
+@pytest.mark.parametrize("rows", [True, False])
+def test_media_of_a_batch_are_divided_by_rows_only(rows):
+    arrays = BATCH["tokens"].astype(np.int32)
+    batch = Batch(arrays, arrays, arrays, arrays, arrays, media={"mel": np.arange(8 * 5 * 3.0).reshape(8, 5, 3)})
+    placed = to_devices(Rows(batch, tuple(range(8)), 8) if rows else batch, sharding(P("data", "context")))
+    assert placed.tokens.sharding.is_equivalent_to(sharding(P("data", "context")), 2)
+    assert placed.media["mel"].sharding.is_equivalent_to(sharding(P("data")), 3)
+    assert rows_only(sharding(P("data", "context"))).is_equivalent_to(sharding(P("data")), 3)
+    np.testing.assert_array_equal(np.asarray(placed.media["mel"]), batch.media["mel"])
 
 
 class Device:

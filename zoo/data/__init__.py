@@ -8,27 +8,46 @@ from zoo.data.batch import Batch
 from zoo.data.chat import Conversation, Message, render_chat
 from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus, open_corpus
+from zoo.data.interleaved import Interleaved, Part, parse_interleaved
 from zoo.data.iterator import epochs_read, train_dataset, validation_dataset
+from zoo.data.media import AudioClips, BadMedia, LeftOut, Media, PackedImages
+from zoo.data.media_config import MediaConfig
+from zoo.data.media_packing import media_shapes
+from zoo.data.rendering import EncodeImage, load_media_prompt
 from zoo.data.sentencepiece_tokenizer import train_tokenizer
 from zoo.data.streams import TrainBatches, epochs_begun, train_batches
 from zoo.data.tokenizer import Tokenizer
 from zoo.data.tokenizer_files import load_tokenizer, tokenizer_for
+from zoo.data.vocabulary import MediaVocabulary
 
 __all__ = [
+    "AudioClips",
+    "BadMedia",
     "Baselines",
     "Batch",
     "Conversation",
     "Corpus",
     "DataConfig",
+    "EncodeImage",
+    "Interleaved",
+    "LeftOut",
+    "Media",
+    "MediaConfig",
+    "MediaVocabulary",
     "Message",
+    "PackedImages",
+    "Part",
     "Tokenizer",
     "TrainBatches",
     "baselines",
     "batch_bytes",
     "epochs_begun",
     "epochs_read",
+    "load_media_prompt",
     "load_tokenizer",
+    "media_shapes",
     "open_corpus",
+    "parse_interleaved",
     "render_chat",
     "tokenizer_for",
     "train_batches",

@@ -32,7 +32,7 @@ def baselines(
 ) -> Baselines:
     """Cross-entropy H = -sum_v n_v log q_v / sum_v n_v of the validation's weighted targets, counted n_v, under
     q_v = (c_v + 1) / (sum c + V), where c_v are counts in a sample of the training documents; once over tokens and once
-    over the bytes they stand for. Raises ValueError if the validation predicts nothing."""
+    over the bytes they stand for. Image codes are left out. Raises ValueError if the validation predicts no text."""
     validation_counts = np.zeros(tokenizer.vocab_size, np.int64)
     for batch in validation:
         validation_counts += _counts(np.asarray(batch.targets), np.asarray(batch.loss_weights), tokenizer.vocab_size)
@@ -58,11 +58,12 @@ def baselines(
 def batch_bytes(batch: Batch, tokenizer: Tokenizer) -> int:
     """Bytes of the text that the weighted targets of a batch stand for: what bits per byte divide by."""
     targets = np.asarray(batch.targets)[np.asarray(batch.loss_weights) > 0]
-    return int(tokenizer.token_bytes()[targets].sum())
+    return int(tokenizer.token_bytes()[targets[targets < tokenizer.vocab_size]].sum())
 
 
 def _counts(targets: np.ndarray, weights: np.ndarray, vocab_size: int) -> Int64[np.ndarray, " vocab"]:
-    return np.bincount(targets[weights > 0], minlength=vocab_size)
+    # Beyond the vocabulary lie the codes of images.
+    return np.bincount(targets[(weights > 0) & (targets < vocab_size)], minlength=vocab_size)
 
 
 def _cross_entropy_sum(counts: Int64[np.ndarray, " v"], model_counts: Int64[np.ndarray, " v"]) -> float:

@@ -32,7 +32,7 @@ class Batch:
     """1 where the prediction of `targets` counts, else 0. Their sum is the number of predicted tokens."""
 
     media: Any = None
-    """Inputs of other modalities, or None."""
+    """Inputs of other modalities (`zoo.data.Media`), or None."""
 
 
 jax.tree_util.register_dataclass(

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from zoo.data.media_config import MediaConfig
 from zoo.errors import UserError
 
 MAX_SEQUENCE_LENGTH = 2**24
@@ -21,8 +22,12 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """One weight for each path: the share of training rows that comes from it. Empty: every document once an epoch."""
 
-    format: Literal["text", "chat"] = "text"
-    """text: documents to be continued. chat: JSONL conversations, loss on the model's turns only."""
+    format: Literal["text", "chat", "interleaved"] = "text"
+    """text: documents to be continued. chat: JSONL conversations, loss on the model's turns only. interleaved: JSONL
+    documents of texts, images, recordings and videos (`zoo/data/interleaved.py` says how they are written)."""
+
+    media: MediaConfig = MediaConfig()
+    """The media of interleaved documents."""
 
     text_field: str = "text"
     """The field of a .jsonl object, or the column of a .parquet file, that holds the text."""
@@ -42,10 +47,11 @@ class DataConfig:
 
     packing: Literal["concat", "first_fit"] = "concat"
     """concat: documents laid end to end and cut every T tokens, no padding. first_fit: documents up to T tokens stay
-    whole, at the price of some padding."""
+    whole, at the price of some padding; interleaved documents need it, and those with media are never cut."""
 
     shuffle_window_tokens: int = 2**18
-    """Packed rows are shuffled within windows of so many tokens, so that a step is not filled by one long document."""
+    """Packed rows are shuffled within windows of so many tokens, so that a step is not filled by one long document. The
+    rows of a window are in memory, with their media."""
 
     seed: int = 0
     """Seed of the order of documents and rows."""
@@ -73,8 +79,10 @@ class DataConfig:
         # Lists are what JSON and command lines give.
         object.__setattr__(self, "paths", tuple(self.paths))
         object.__setattr__(self, "weights", tuple(self.weights))
-        _choice("format", self.format, ("text", "chat"))
+        _choice("format", self.format, ("text", "chat", "interleaved"))
         _choice("packing", self.packing, ("concat", "first_fit"))
+        if self.format == "interleaved" and self.packing != "first_fit":
+            raise UserError("format 'interleaved' needs packing 'first_fit': a document's media stay in one row")
         _whole("sequence_length", self.sequence_length, 2, MAX_SEQUENCE_LENGTH)
         _whole("batch_size", self.batch_size, 1, MAX_TOKENS_PER_BATCH)
         _whole("vocab_size", self.vocab_size, 1, 2**24)
@@ -114,7 +122,8 @@ class DataConfig:
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]):
     if value not in allowed:
-        raise UserError(f"{name} must be {' or '.join(map(repr, allowed))}, not {value!r}")
+        *first, last = map(repr, allowed)
+        raise UserError(f"{name} must be {', '.join(first)} or {last}, not {value!r}")
 
 
 def _whole(name: str, value: int, least: int, most: int):

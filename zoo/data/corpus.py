@@ -4,7 +4,7 @@ import hashlib
 import math
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,10 @@ from jaxtyping import Float64, Int64
 
 from zoo.data.chat import parse_conversation, text_of_conversation
 from zoo.data.config import DataConfig
+from zoo.data.interleaved import Interleaved, InterleavedDocuments, text_of_document
+from zoo.data.media import LeftOut
 from zoo.data.readers import Documents, Parse, open_documents, text_of
+from zoo.data.rendering import check_contents
 from zoo.data.sources import File, find_files, standard_library
 from zoo.errors import UserError
 
@@ -58,14 +61,16 @@ class Source:
 
 @dataclass(frozen=True)
 class Corpus:
-    """The documents of a run. Immutable; documents are read when they are asked for."""
+    """The documents of a run. They are read when they are asked for."""
 
     sources: tuple[Source, ...]
     description: str
     """One line: what was found."""
     fingerprint: str
-    """Of the documents' names, sizes and split."""
+    """Of the documents' names, sizes and split, and of the names and sizes of their media."""
     format: str
+    left_out: LeftOut = field(default_factory=LeftOut)
+    """The records whose media cannot be used, as far as this process has met them."""
 
     @property
     def num_train_documents(self) -> int:
@@ -86,7 +91,8 @@ class Corpus:
         yield from (self.text(document) for document in self.sample(max_bytes, seed))
 
     def sample(self, max_bytes: int | None = None, seed: int = 0) -> Iterator[Any]:
-        """As `train_texts`, but the documents as they are read: str, or a conversation."""
+        """As `train_texts`, but the documents as they are read: str, a conversation, or parts of which media are not
+        read."""
         first = np.cumsum([0] + [len(source.train) for source in self.sources])
         given = 0
         for number in np.random.default_rng(seed).permutation(first[-1]):
@@ -98,7 +104,9 @@ class Corpus:
                 return
 
     def text(self, document: Any) -> str:
-        """The text of a document: itself, or the contents of a conversation."""
+        """The text of a document: itself, the contents of a conversation, or the texts among its parts."""
+        if isinstance(document, Interleaved):
+            return text_of_document(document)
         return document if isinstance(document, str) else text_of_conversation(document)
 
 
@@ -107,14 +115,13 @@ def open_corpus(config: DataConfig) -> Corpus:
 
     A document belongs to validation if a hash of (validation_seed, file name, number in the file) falls below
     `validation_fraction`: adding files moves no other document. Raises `UserError` for whatever cannot be read."""
-    if config.format == "chat" and not config.paths:
-        raise UserError("format 'chat' needs paths of .jsonl conversations; there is no default corpus for it")
+    if config.format != "text" and not config.paths:
+        what = {"chat": "conversations", "interleaved": "documents"}[config.format]
+        raise UserError(f"format {config.format!r} needs paths of .jsonl {what}; there is no default corpus for it")
     parse: Parse = parse_conversation if config.format == "chat" else text_of(config.text_field)
     if config.paths:
         found = [find_files(entry) for entry in config.paths]
-        groups = [
-            [open_documents(_supported(file, config), parse, config.text_field) for file in files] for files, _ in found
-        ]
+        groups = [[_open(_supported(file, config), parse, config) for file in files] for files, _ in found]
         passed_over = sum(count for _, count in found)
         title = config.paths[0] if len(config.paths) == 1 else f"{config.paths[0]} and {len(config.paths) - 1} more"
     else:
@@ -123,7 +130,7 @@ def open_corpus(config: DataConfig) -> Corpus:
         title = f"source text of Python {sys.version.split()[0]}'s standard library (no tests, no generated tables)"
     for entry, group in zip(config.paths, groups, strict=False):
         if not any(len(file) for file in group):
-            raise UserError(f"{entry}: no document that is not empty")
+            raise UserError("; ".join([f"{entry}: no document that is not empty", *_about_bad_media(group)]))
 
     weights = list(config.weights)
     if not weights:  # one source: every document once an epoch
@@ -134,7 +141,32 @@ def open_corpus(config: DataConfig) -> Corpus:
         Source(DocumentView(files, train), DocumentView(files, validation), weight)
         for (files, weight), (train, validation) in zip(kept, splits, strict=True)
     )
-    return Corpus(sources, _describe(title, sources, kept, passed_over), _fingerprint(kept, splits), config.format)
+    bad = LeftOut({where: reason for files, _ in kept for where, reason in _bad_records(files).items()})
+    description = _describe(title, sources, kept, passed_over)
+    return Corpus(sources, description, _fingerprint(kept, splits), config.format, bad)
+
+
+def _open(file: File, parse: Parse, config: DataConfig) -> Documents:
+    if config.format != "interleaved" or file.kind != ".jsonl":
+        return open_documents(file, parse, config.text_field)
+    media = config.media
+
+    def check(document: Interleaved) -> None:
+        if media.check == "contents":
+            check_contents(document, media)
+
+    return InterleavedDocuments(file, media, config.text_field, check)
+
+
+def _bad_records(files) -> dict[str, str]:
+    """What is wrong with the records that were left out, by record."""
+    found = [file.bad for file in files if isinstance(file, InterleavedDocuments)]
+    return {where: reason for bad in found for where, reason in bad.items()}
+
+
+def _about_bad_media(files) -> list[str]:
+    bad = _bad_records(files)
+    return [f"{len(bad):,} left out for bad media (the first: {next(iter(bad.values()))})"] if bad else []
 
 
 def _open_standard_library(parse: Parse) -> list[Documents]:
@@ -210,6 +242,7 @@ def _describe(title: str, sources: tuple[Source, ...], kept, passed_over: int) -
     parts.append(f"{_count(train + validation, 'document')} ({train:,} for training, {validation:,} for validation)")
     if skipped := sum(file.num_skipped for file in files):
         parts.append(f"{skipped:,} empty left out")
+    parts += _about_bad_media(files)
     if passed_over:
         parts.append(f"{_count(passed_over, 'file')} of other kinds passed over")
     return f"{title}: " + ", ".join(parts)
@@ -223,6 +256,10 @@ def _fingerprint(kept, splits) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for (group, weight), (train, _) in zip(kept, splits, strict=True):
         shares = math.frexp(weight)  # exact, unlike a printed float
-        names = "\n".join(f"{file.file.name}\t{len(file)}\t{int(file.sizes.sum())}" for file in group)
+        names = "\n".join(f"{file.file.name}\t{len(file)}\t{int(file.sizes.sum())}{_media(file)}" for file in group)
         digest.update(f"{shares}\n{names}\n".encode() + train.astype("<i8").tobytes())
     return digest.hexdigest()
+
+
+def _media(file: Documents) -> str:
+    return f"\t{file.media_digest}" if isinstance(file, InterleavedDocuments) else ""

@@ -1,5 +1,6 @@
 """The training stream, whose position can be saved to the batch, and the fixed validation batches."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -12,7 +13,10 @@ import numpy as np
 from zoo.data.batch import Batch
 from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus, DocumentView
+from zoo.data.media import LeftOut
+from zoo.data.media_packing import MediaPredictions, make_media_batch, media_lengths, packing_bins
 from zoo.data.packing import make_batch, packed_rows, predictions
+from zoo.data.rendering import EncodeImage
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import UserError
 
@@ -22,14 +26,21 @@ BYTES_PER_TOKEN = 4  # roughly; of text
 
 
 def train_dataset(
-    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, *, stream: int = 0, streams: int = 1
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    *,
+    stream: int = 0,
+    streams: int = 1,
+    encode_image: EncodeImage | None = None,
 ) -> grain.IterDataset:
     """One of the streams that make a batch; `iter()` of it yields a `Batch` of numpy arrays [batch_size / streams,
     sequence_length], without end.
 
     Documents are shuffled anew each epoch, tokenised, packed, and the rows shuffled within a window. With weights, each
     source is packed by itself and the rows are drawn in proportion. Several streams each read every streams-th
-    document. The same config and seed give the same batches.
+    document. The same config and seed give the same batches. encode_image: gives the codes of images that are to be
+    generated and have none.
 
     The iterator's `get_state()` is a small dict that JSON can hold; after `set_state` an iterator made with the same
     arguments continues exactly. It goes into a checkpoint with `grain.checkpoint.CheckpointSave(iterator)`. A state of
@@ -40,7 +51,7 @@ def train_dataset(
         raise UserError(f"batch_size {config.batch_size} is not divisible by the number of streams, {streams}")
     rows_per_stream = config.batch_size // streams
     sources = [
-        _rows_of_source(source.train, number, tokenizer, config, stream, streams)
+        _rows_of_source(source.train, number, corpus.left_out, tokenizer, config, stream, streams, encode_image)
         for number, source in enumerate(corpus.sources)
     ]
     rows = sources[0]
@@ -52,7 +63,7 @@ def train_dataset(
     if window > 1:
         seed = _seed(config.seed, "window", stream)
         rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=seed)
-    assemble = functools.partial(make_batch, batch_size=rows_per_stream, pad_id=tokenizer.pad_id)
+    assemble = _assemble(config, rows_per_stream, tokenizer)
     batches = rows.batch(rows_per_stream, drop_remainder=True, batch_fn=assemble)
     if config.worker_processes:
         # Workers parse absl's flags, which are not those of this command line. (Grain depends on absl.)
@@ -66,7 +77,9 @@ def train_dataset(
     return _Positioned(batches, identity, tokenizer.bos_id)
 
 
-def validation_dataset(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> list[Batch]:
+def validation_dataset(
+    corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, *, encode_image: EncodeImage | None = None
+) -> list[Batch]:
     """At most `validation_batches` batches of the held-out documents, the same each time; [] if none are held out.
 
     Documents come in the order of their hashes, whatever the weights of their sources. Rows are filled up with
@@ -75,16 +88,17 @@ def validation_dataset(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig)
     if not views:
         return []
     documents = grain.MapDataset.concatenate([grain.MapDataset.source(view) for view in views])
-    documents = documents.map(functools.partial(predictions, tokenizer=tokenizer))
+    documents = documents.map(_to_predictions(corpus.left_out, len(documents), tokenizer, config, encode_image))
     # No threads: what is read ahead beyond the limit would be for nothing.
     documents = documents.to_iter_dataset(grain.ReadOptions(num_threads=0, prefetch_buffer_size=0))
-    rows = iter(packed_rows(documents, config.packing, config.sequence_length, seed=None))
+    rows = iter(_packed(documents, config, seed=None))
+    assemble = _assemble(config, config.batch_size, tokenizer)
     batches: list[Batch] = []
     while len(batches) < config.validation_batches:
         taken = list(itertools.islice(rows, config.batch_size))
         if not taken:
             break
-        batches.append(make_batch(taken, config.batch_size, tokenizer.pad_id))
+        batches.append(assemble(taken))
     return batches
 
 
@@ -94,7 +108,28 @@ def epochs_read(state: dict[str, Any], corpus: Corpus, streams: int = 1) -> floa
     return state["documents"] * streams / corpus.num_train_documents
 
 
-def _rows_of_source(view: DocumentView, number: int, tokenizer, config: DataConfig, stream: int, streams: int):
+def _to_predictions(left_out: LeftOut, count: int, tokenizer, config: DataConfig, encode_image: EncodeImage | None):
+    if config.format == "interleaved":
+        return MediaPredictions(tokenizer, config, left_out, count, encode_image)
+    return functools.partial(predictions, tokenizer=tokenizer)
+
+
+def _packed(documents: grain.IterDataset, config: DataConfig, seed: int | None) -> grain.IterDataset:
+    if config.format != "interleaved":
+        return packed_rows(documents, config.packing, config.sequence_length, seed)
+    others, bins = media_lengths(config.media), packing_bins(config.media)
+    return packed_rows(documents, config.packing, config.sequence_length, seed, others=others, bins=bins)
+
+
+def _assemble(config: DataConfig, batch_size: int, tokenizer: Tokenizer):
+    if config.format == "interleaved":
+        return functools.partial(make_media_batch, batch_size=batch_size, pad_id=tokenizer.pad_id, config=config.media)
+    return functools.partial(make_batch, batch_size=batch_size, pad_id=tokenizer.pad_id)
+
+
+def _rows_of_source(
+    view: DocumentView, number: int, left_out: LeftOut, tokenizer, config: DataConfig, stream: int, streams: int, encode
+):
     if len(view) < streams:
         documents = "document" if len(view) == 1 else "documents"
         raise UserError(
@@ -102,9 +137,9 @@ def _rows_of_source(view: DocumentView, number: int, tokenizer, config: DataConf
         )
     seed = _seed(config.seed, "documents", number)
     documents = grain.MapDataset.source(view)[stream::streams].seed(seed).shuffle().repeat()
-    documents = documents.map(functools.partial(predictions, tokenizer=tokenizer))
+    documents = documents.map(_to_predictions(left_out, len(view), tokenizer, config, encode))
     options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=READ_AHEAD_DOCUMENTS)
-    return packed_rows(documents.to_iter_dataset(options), config.packing, config.sequence_length, seed)
+    return _packed(documents.to_iter_dataset(options), config, seed)
 
 
 def _seed(*parts: Any) -> int:
@@ -115,7 +150,8 @@ def _seed(*parts: Any) -> int:
 
 def _identity(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, stream: int, streams: int) -> dict[str, Any]:
     """What must be the same for a position to mean the same batches."""
-    return {
+    media = {"media": dataclasses.asdict(config.media)} if config.format == "interleaved" else {}
+    return media | {
         "documents": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,
         "format": config.format,

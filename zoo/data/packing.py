@@ -7,7 +7,7 @@ input keeps its target, and the weights of all rows sum to the number of predict
 A document that goes on in another row, or in another piece, begins a new segment there, at position 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import grain
@@ -16,6 +16,8 @@ from jaxtyping import Int32
 
 from zoo.data.batch import Batch
 from zoo.data.chat import render_for_training
+from zoo.data.interleaved import Interleaved
+from zoo.data.rendering import render_text
 from zoo.data.tokenizer import Tokenizer
 
 PREDICTIONS = "predictions"
@@ -23,9 +25,11 @@ PACKING_BINS = 64  # rows that first-fit fills at a time; 64 leave 5-10 % paddin
 
 
 def predictions(document: Any, tokenizer: Tokenizer) -> dict[str, Int32[np.ndarray, "n 3"]]:
-    """The (input, target, weight) triples of a document: a text, or a conversation (weight 1 on the model's turns
-    only)."""
-    if isinstance(document, str):
+    """The (input, target, weight) triples of a document: a text, a conversation (weight 1 on the model's turns only),
+    or the texts of an interleaved document (`zoo.data.media_packing` has the whole)."""
+    if isinstance(document, Interleaved):
+        ids, weights = (np.array(values, np.int32) for values in render_text(document, tokenizer))
+    elif isinstance(document, str):
         ids = np.array(tokenizer.encode(document, bos=True, eos=True), np.int32)
         weights = np.ones(len(ids), np.int32)
     else:
@@ -33,27 +37,40 @@ def predictions(document: Any, tokenizer: Tokenizer) -> dict[str, Int32[np.ndarr
     return {PREDICTIONS: np.stack([ids[:-1], ids[1:], weights[1:]], axis=1)}
 
 
-def packed_rows(documents: grain.IterDataset, packing: str, length: int, seed: int | None) -> grain.IterDataset:
+def packed_rows(
+    documents: grain.IterDataset,
+    packing: str,
+    length: int,
+    seed: int | None,
+    *,
+    others: Mapping[str, int] | None = None,
+    bins: int = PACKING_BINS,
+) -> grain.IterDataset:
     """Rows of `length` predictions with their segment ids and positions. first_fit shuffles its bins if there is a
-    seed."""
+    seed, and keeps what else a document has beside its predictions, of `others[name]` entries at most in a row."""
     if packing == "concat":
         return _JsonSafe(grain.experimental.ConcatThenSplitIterDataset(documents, length_struct={PREDICTIONS: length}))
     return grain.experimental.FirstFitPackIterDataset(
         grain.experimental.FlatMapIterDataset(documents, _Pieces(length)),
-        length_struct={PREDICTIONS: length},
-        num_packing_bins=PACKING_BINS,
+        length_struct={PREDICTIONS: length, **(others or {})},
+        num_packing_bins=bins,
         seed=0 if seed is None else seed,
         shuffle_bins=seed is not None,
     )
 
 
+def stack_rows(rows: Sequence[dict[str, np.ndarray]], key: str, batch_size: int) -> np.ndarray:
+    """One entry of all rows [batch_size, ...]; missing rows are zeros."""
+    values = np.stack([row[key] for row in rows])
+    missing = batch_size - len(rows)
+    return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) if missing else values
+
+
 def make_batch(rows: Sequence[dict[str, np.ndarray]], batch_size: int, pad_id: int) -> Batch:
     """Stacks packed rows; fewer than `batch_size` are filled up with rows of padding."""
-    missing = batch_size - len(rows)
 
     def stack(key: str) -> np.ndarray:
-        values = np.stack([row[key] for row in rows])
-        return np.concatenate([values, np.zeros((missing, *values.shape[1:]), values.dtype)]) if missing else values
+        return stack_rows(rows, key, batch_size)
 
     triples, segment_ids = stack(PREDICTIONS), stack(f"{PREDICTIONS}_segment_ids")
     real = segment_ids > 0
@@ -67,7 +84,7 @@ def make_batch(rows: Sequence[dict[str, np.ndarray]], batch_size: int, pad_id: i
 
 
 class _Pieces(grain.experimental.FlatMapTransform):
-    """Cuts the predictions of a document into pieces that fit a row."""
+    """Cuts the predictions of a document into pieces that fit a row. One that has anything else fits as it is."""
 
     max_fan_out = 2**31  # only random access needs a bound
 
@@ -76,7 +93,8 @@ class _Pieces(grain.experimental.FlatMapTransform):
 
     def flat_map(self, element: dict[str, np.ndarray]) -> list[dict[str, np.ndarray]]:
         triples = element[PREDICTIONS]
-        return [{PREDICTIONS: triples[i : i + self._length]} for i in range(0, len(triples), self._length)]
+        starts = range(0, len(triples), self._length)
+        return [{**element, PREDICTIONS: triples[start : start + self._length]} for start in starts]
 
 
 class _JsonSafe(grain.IterDataset):

@@ -23,7 +23,7 @@ from zoo.errors import UserError, nearest_name
 MAX_PIECE_BYTES = 64 * 1024
 
 # What a JSON object holds as a document: called with the object and "file:line"; None for an empty one.
-Parse = Callable[[dict[str, Any], str], Any]
+Parse = Callable[[Any, str], Any]
 
 
 class Documents(Protocol):
@@ -138,6 +138,9 @@ class TextDocuments(_ByteRanges):
 class JsonDocuments(_ByteRanges):
     """A .jsonl file: one JSON object on each line; blank lines are passed over."""
 
+    accepts: dict[type, str] = {dict: "object"}
+    """What a line may hold."""
+
     def __init__(self, file: File, parse: Parse):
         self._parse = parse
         super().__init__(file)
@@ -167,8 +170,9 @@ class JsonDocuments(_ByteRanges):
             raise UserError(f"{where}: not valid JSON: {error.msg} at column {error.colno}") from None
         except RecursionError:
             raise UserError(f"{where}: not valid JSON: nested too deeply") from None
-        if not isinstance(value, dict):
-            raise UserError(f"{where}: expected a JSON object on each line, found {_json_type(value)}")
+        if not isinstance(value, tuple(self.accepts)):
+            expected = " or ".join(self.accepts.values())
+            raise UserError(f"{where}: expected a JSON {expected} on each line, found {_json_type(value)}")
         return self._parse(value, where)
 
 

@@ -17,6 +17,7 @@ from zoo.data.batch import Batch
 from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus
 from zoo.data.iterator import epochs_read, train_dataset
+from zoo.data.rendering import EncodeImage
 from zoo.data.tokenizer import Tokenizer
 from zoo.parallel.rows import Rows
 
@@ -82,6 +83,8 @@ def train_batches(
     config: DataConfig,
     rows: Mapping[int, Sequence[int]] | None = None,
     process: int = 0,
+    *,
+    encode_image: EncodeImage | None = None,
 ) -> TrainBatches:
     """The training batches of `config.streams` streams (None: one).
 
@@ -89,6 +92,7 @@ def train_batches(
         rows: for each process the rows of the global batch that it holds (`zoo.parallel.rows_by_process`); None is one
             process that holds all of them. A stream that several processes read is saved by the first of them.
         process: which of them this is.
+        encode_image: gives the codes of images that are to be generated and have none.
 
     Raises:
         UserError: there are fewer documents than streams.
@@ -100,7 +104,10 @@ def train_batches(
     earlier = {stream for owner, read in readers.items() if owner < process for stream in read}
     own = readers[process]
     iterators = {
-        stream: iter(train_dataset(corpus, tokenizer, config, stream=stream, streams=streams)) for stream in own
+        stream: iter(
+            train_dataset(corpus, tokenizer, config, stream=stream, streams=streams, encode_image=encode_image)
+        )
+        for stream in own
     }
     return TrainBatches(iterators, rows[process], config, [stream for stream in own if stream not in earlier])
 

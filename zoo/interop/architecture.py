@@ -27,6 +27,8 @@ class Architecture:
     """Stored tensors that may be there and must repeat another one (the head of a model whose head is tied)."""
     ignored: tuple[str, ...] = ()
     """Regular expressions of stored tensors that hold nothing learned."""
+    counters: Callable[[Any], tuple[str, ...]] = lambda _: ()
+    """(our config) -> stored int64 scalars among those, which transformers misses where they are not: written as 0."""
     padded_rows: frozenset[int] = frozenset()
     """Vocabulary sizes that are the same model with and without filler rows of the embedding."""
     is_decoder: bool = True

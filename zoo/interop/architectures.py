@@ -10,8 +10,10 @@ from zoo.interop.gemma2_names import HUGGINGFACE_HEAD, PADDED_ROWS, axis_sizes, 
 from zoo.interop.gemma3n_audio_names import GEMMA3N_AUDIO
 from zoo.interop.gpt_oss_names import GPT_OSS
 from zoo.interop.mixtral_names import MIXTRAL
+from zoo.interop.parakeet_names import PARAKEET
 from zoo.interop.qwen3_moe_names import QWEN3_MOE
 from zoo.interop.siglip_names import SIGLIP
+from zoo.interop.wav2vec2_conformer_names import WAV2VEC2_CONFORMER
 from zoo.interop.whisper_names import WHISPER
 from zoo.models.gemma2 import Gemma2Config
 
@@ -34,6 +36,8 @@ ARCHITECTURES: dict[str, Architecture] = {
     "siglip_vision_model": SIGLIP,
     "gemma3n_audio": GEMMA3N_AUDIO,
     "whisper": WHISPER,
+    "parakeet_encoder": PARAKEET,
+    "wav2vec2-conformer": WAV2VEC2_CONFORMER,
 }
 """By `model_type`."""
 

@@ -119,8 +119,9 @@ def save_deepmind(
         if source.names[0] == "embedder/embedding" and config.vocab_size in PADDED_ROWS:
             array = fit_rows(array, max(PADDED_ROWS))
         joined[stored_name] = array
-        for name in source.names if on_tensor else ():
-            on_tensor(name)
+        if on_tensor:
+            for name in source.names:
+                on_tensor(name)
     tree = as_layout(joined, layout, config.pattern_length)
     num_bytes = sum(array.nbytes for array in joined.values())
     with new_folder(Path(folder), num_bytes=num_bytes, overwrite=overwrite) as temporary:
@@ -143,10 +144,10 @@ def _config_of(model: Any) -> Gemma2Config:
 def preset_of(tree: DeepMindTree) -> Gemma2Config:
     """The first preset with the tree's shapes. Raises `UserError`, saying the shapes, if there is none."""
     for config in presets().values():
-        transposed = released_gating_is_transposed(config)
-        if isinstance(config, Gemma2Config) and not _differences(
-            tree, config, deepmind_places(config, transpose_gating=transposed)
-        ):
+        if not isinstance(config, Gemma2Config):
+            continue
+        places = deepmind_places(config, transpose_gating=released_gating_is_transposed(config))
+        if not _differences(tree, config, places):
             return config
     shapes = ", ".join(
         f"{name} {tree.shapes[name]}"

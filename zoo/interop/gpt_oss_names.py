@@ -1,6 +1,6 @@
 """gpt-oss in the public checkpoints: config.json and tensors. Axes as in `zoo.interop.mixtral_names`.
 
-On disk gate and up share one tensor per layer, [E, D, 2F], whose columns alternate: even ones are gate's, odd ones up's.
+On disk gate and up share one tensor per layer, [E, D, 2F], whose columns alternate: even ones are of gate, odd of up.
 The released weights are packed as MXFP4 and refused; copies in bfloat16 or float32 are read.
 Source: transformers 5.23, models/gpt_oss.
 """
@@ -59,9 +59,10 @@ def gpt_oss_from_huggingface(values: Mapping[str, Any], source: str) -> GptOssCo
     fields.only("swiglu_limit", [CLIP], CLIP)
     num_experts = fields.size("num_local_experts")
     theta, scaling = rope_fields(fields)
+    heads: dict[str, Any] = head_sizes(fields)
     return GptOssConfig(
         **common,
-        **head_sizes(fields),
+        **heads,
         experts=gpt_oss_experts(
             num_experts,
             experts_per_token(fields, num_experts),

@@ -160,7 +160,11 @@ def save_huggingface(
     def target(source: Source) -> np.dtype:
         return np.dtype(dtype) if dtype else reader.dtype(source.names[0])
 
+    counters = [TensorToWrite(name, (), np.dtype(np.int64)) for name in architecture.counters(config)]
+
     def read(stored_name: str) -> np.ndarray:
+        if stored_name not in sources:
+            return np.zeros((), np.int64)
         source = sources[stored_name]
         array = read_stored(source, sizes, reader.read)
         if on_tensor:
@@ -179,7 +183,7 @@ def save_huggingface(
             _describe_tokenizer(tokenizer, temporary)
         for file in carried:
             shutil.copyfile(file, temporary / file.name)
-        files = write_folder(temporary, tensors, read, max_shard_bytes)
+        files = write_folder(temporary, [*tensors, *counters], read, max_shard_bytes)
     return [folder / file.name for file in files]
 
 

@@ -14,7 +14,7 @@ from zoo.errors import UserError
 from zoo.interop import deepmind, huggingface
 from zoo.interop.deepmind_tree import DeepMindTree
 from zoo.interop.parameters import OnTensor, ParamDtype
-from zoo.interop.runs import load_run
+from zoo.interop.runs import Part, load_run, part_of
 from zoo.models import config_from_dict
 from zoo.models.decoder import Decoder
 from zoo.nn import Execution
@@ -74,6 +74,7 @@ def load(
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
+    part: Part | None = None,
 ) -> Loaded:
     """Loads the model of a checkpoint and says what kind of checkpoint it was.
 
@@ -87,6 +88,7 @@ def load(
         mesh: spreads the parameters over these devices as they are read.
         rules: which logical axis lies on which mesh axis; default `ShardingRules()`.
         on_tensor: called with each tensor's name when it has been read.
+        part: of a run of online distillation, which of the two models; default: the student.
 
     Raises:
         UserError: nothing that can be loaded lies there; what was found is damaged or not supported.
@@ -100,19 +102,20 @@ def load(
         execution = replace(execution, attention_implementation=attention)
     path = Path(path)
     if source == "run":
-        model = load_run(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules)
+        model = load_run(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules, part=part)
         return Loaded(model, path, source, read_run(path).tokenizer_dir)
+    part_of(None, part, path)
     read = huggingface.load_huggingface if source == "huggingface" else deepmind.load_deepmind
     model = read(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
     beside = (path,) if source == "huggingface" else (path, path.parent)  # released trees lie in the tokenizer's folder
     return Loaded(model, path, source, next(filter(_has_tokenizer, beside), None))
 
 
-def read_config(path: str | Path) -> Any:
-    """The architecture of a checkpoint, without its weights. Raises `UserError` as `load` does."""
+def read_config(path: str | Path, part: Part | None = None) -> Any:
+    """The architecture of a checkpoint, without its weights. Arguments and errors are those of `load`."""
     match source_of(path):
         case "run":
-            return config_from_dict(read_run(path).model_dict)
+            return part_of(config_from_dict(read_run(path).model_dict), part, path)
         case "huggingface":
             return huggingface.read_config(Path(path))
         case "deepmind":

@@ -142,9 +142,10 @@ def mixtral_from_huggingface(values: Mapping[str, Any], source: str) -> MixtralC
     fields = ConfigFields(values, source, "Mixtral")
     common = common_from_huggingface(fields, "MixtralForCausalLM")
     num_experts = fields.size("num_local_experts")
+    heads: dict[str, Any] = head_sizes(fields, default_head_dim=True)
     return MixtralConfig(
         **common,
-        **head_sizes(fields, default_head_dim=True),
+        **heads,
         experts=mixtral_experts(
             num_experts,
             experts_per_token(fields, num_experts),

@@ -60,7 +60,8 @@ def layer_names(path: Sequence[Any], variable: nnx.Variable, units: Mapping[tupl
 
 def with_layout(state: nnx.State, wanted: nnx.State) -> nnx.State:
     """The values of `state` in the layout of `wanted`, another state of the same model: scanned or not."""
-    units, held = layer_units(state), {}
+    units = layer_units(state)
+    held: dict[str, tuple[nnx.Variable, int | None]] = {}
     for path, leaf in nnx.to_flat_state(state):
         scanned = is_scanned(leaf)
         held |= {name: (leaf, i if scanned else None) for i, name in enumerate(layer_names(path, leaf, units))}

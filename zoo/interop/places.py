@@ -90,7 +90,7 @@ def stored_sources(places: Mapping[str, Place], sizes: Mapping[str, int]) -> dic
     joined: dict[str, dict[int, str]] = {}
     for name, place in places.items():
         joined.setdefault(place.name, {})[place.slot or 0] = name
-    sources = {}
+    sources: dict[str, Source] = {}
     for place in places.values():
         owners = joined[place.name]
         names = tuple(owners[slot] for slot in range(place.parts))

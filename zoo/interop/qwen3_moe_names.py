@@ -23,6 +23,7 @@ from zoo.interop.mixtral_names import (
 from zoo.interop.places import Place, per_layer
 from zoo.models.qwen3_moe import Qwen3MoeConfig
 from zoo.nn.experts import ExpertsConfig
+from zoo.nn.router import RoutingConvention
 
 _LAYER = {
     **ATTENTION,
@@ -41,7 +42,7 @@ _DENSE = {
     "layers/{}/mlp/up": Place(f"{_MLP}.up_proj.weight", Layout("G D -> D G")),
     "layers/{}/mlp/down": Place(f"{_MLP}.down_proj.weight", Layout("D G -> G D")),
 }
-_ROUTING = {True: "softmax_topk_renormalised", False: "softmax_topk"}
+_ROUTING: dict[bool, RoutingConvention] = {True: "softmax_topk_renormalised", False: "softmax_topk"}
 
 
 def qwen3_moe_from_huggingface(values: Mapping[str, Any], source: str) -> Qwen3MoeConfig:
@@ -53,9 +54,10 @@ def qwen3_moe_from_huggingface(values: Mapping[str, Any], source: str) -> Qwen3M
     fields.only("use_sliding_window", [True, False], False)
     # transformers 5 calls it num_local_experts, earlier ones and the released files num_experts.
     num_experts = fields.size("num_local_experts" if "num_local_experts" in values else "num_experts")
+    heads: dict[str, Any] = head_sizes(fields, default_head_dim=True)
     return Qwen3MoeConfig(
         **common,
-        **head_sizes(fields, default_head_dim=True),
+        **heads,
         hidden_dim=fields.size("intermediate_size"),
         experts=ExpertsConfig(
             num_experts,

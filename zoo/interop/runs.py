@@ -4,7 +4,7 @@ import dataclasses
 import errno
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from zoo.data import Tokenizer
 from zoo.errors import UserError
 from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import ParamDtype, abstract_model, target_shardings, with_layout
-from zoo.models import config_from_dict, config_to_dict
+from zoo.models import CoDistilledConfig, config_from_dict, config_to_dict
 from zoo.nn import Execution
 from zoo.parallel import ShardingRules
 from zoo.training.checkpoints import disk_is_full, restore_params
@@ -32,6 +32,9 @@ from zoo.training.run_directory import (
     write_run,
 )
 
+Part = Literal["student", "teacher"]
+"""Of a pair of online distillation (`zoo.models.CoDistilled`)."""
+
 
 def load_run(
     path: str | Path,
@@ -40,13 +43,15 @@ def load_run(
     param_dtype: ParamDtype | None = None,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
+    part: Part | None = None,
 ) -> Any:
     """The model of a run directory (newest checkpoint that is whole), its `checkpoints` folder or one STEP folder.
 
-    A model that was saved with scanned layers is loaded unrolled and the other way round, as `execution` asks.
+    A model that was saved with scanned layers is loaded unrolled and the other way round, as `execution` asks. Of a
+    pair that was trained by online distillation, `part` is loaded, by default the student.
 
     Raises:
-        UserError: there is no whole checkpoint, or its description cannot be read.
+        UserError: there is no whole checkpoint, or its description cannot be read; `part` of a model that is no pair.
     """
     info = read_run(path)
     config, saved = config_from_dict(info.model_dict), _saved_execution(info)
@@ -59,6 +64,9 @@ def load_run(
         for at, leaf in nnx.to_flat_state(abstract)
     ]
     state = restore_params(path, nnx.from_flat_state(wanted))
+    if isinstance(config, CoDistilledConfig):
+        state = state[part or "student"]
+    config = part_of(config, part, path)
     graphdef, abstract = abstract_model(config, execution)
     if saved.scan_layers != execution.scan_layers:
         state = with_layout(state, abstract)
@@ -69,6 +77,15 @@ def load_run(
         ]
         state = nnx.from_flat_state(leaves)
     return nnx.merge(graphdef, state)
+
+
+def part_of(config: Any, part: Part | None, path: str | Path) -> Any:
+    """The config of what is loaded: of a pair, of one of the two. Raises `UserError` if there is no such part."""
+    if isinstance(config, CoDistilledConfig):
+        return getattr(config, part or "student")
+    if part is not None:
+        raise UserError(f"{path} holds one model, not a pair: there is no {part} to load")
+    return config
 
 
 def save_run(

@@ -5,6 +5,7 @@ be dense, and that the weights of a token's experts are renormalised only by `ro
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from flax import nnx
 
@@ -132,7 +133,7 @@ class Qwen3Moe(SparseDecoder):
 
 
 # Turns end with <|im_end|> = 151645, documents with <|endoftext|> = 151643.
-_SPECIAL = {"bos_token_id": 151_643, "eos_token_ids": (151_645, 151_643), "pad_token_id": 151_643}
+_SPECIAL: dict[str, Any] = {"bos_token_id": 151_643, "eos_token_ids": (151_645, 151_643), "pad_token_id": 151_643}
 
 # config.json of Qwen3-30B-A3B and Qwen3-235B-A22B; 30.5 and 235.1 billion parameters, 3.3 and 22.2 of them active.
 QWEN3_30B_A3B = Qwen3MoeConfig(

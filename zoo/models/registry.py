@@ -9,7 +9,19 @@ from typing import Any
 from flax import nnx
 
 from zoo.errors import UserError, nearest_name
-from zoo.models import co_distilled, gemini, gemma2, gemma3n_audio, gpt_oss, mixtral, qwen3_moe, siglip, whisper
+from zoo.models import (
+    co_distilled,
+    gemini,
+    gemma2,
+    gemma3n_audio,
+    gpt_oss,
+    mixtral,
+    parakeet,
+    qwen3_moe,
+    siglip,
+    wav2vec2_conformer,
+    whisper,
+)
 from zoo.nn import Execution
 
 DecoderConfig = (
@@ -22,7 +34,13 @@ DecoderConfig = (
 )
 """The configuration of a model that goes from tokens to logits."""
 
-EncoderConfig = siglip.SiglipConfig | gemma3n_audio.Gemma3nAudioConfig | whisper.WhisperConfig
+EncoderConfig = (
+    siglip.SiglipConfig
+    | gemma3n_audio.Gemma3nAudioConfig
+    | whisper.WhisperConfig
+    | parakeet.ParakeetConfig
+    | wav2vec2_conformer.Wav2Vec2ConformerConfig
+)
 """The configuration of a model that goes from an image or a sound to hidden states."""
 
 ModelConfig = DecoderConfig | EncoderConfig
@@ -38,6 +56,8 @@ _ARCHITECTURES: dict[str, tuple[type, type]] = {
     "siglip": (siglip.SiglipConfig, siglip.Siglip),
     "gemma3n_audio": (gemma3n_audio.Gemma3nAudioConfig, gemma3n_audio.Gemma3nAudio),
     "whisper": (whisper.WhisperConfig, whisper.WhisperEncoder),
+    "parakeet": (parakeet.ParakeetConfig, parakeet.Parakeet),
+    "wav2vec2_conformer": (wav2vec2_conformer.Wav2Vec2ConformerConfig, wav2vec2_conformer.Wav2Vec2Conformer),
 }
 
 _WITH_PRESETS = (gemma2, gemini, co_distilled, mixtral, qwen3_moe, gpt_oss, siglip, gemma3n_audio, whisper)

@@ -16,8 +16,14 @@ from zoo.nn.execution import Execution
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
 
-Activation = Literal["gelu", "gelu_tanh"]
-"""gelu: x * Phi(x) with the error function (Whisper). gelu_tanh: its tanh approximation (SigLIP)."""
+Activation = Literal["gelu", "gelu_tanh", "silu"]
+"""gelu: x * Phi(x) with the error function (Whisper). gelu_tanh: its tanh approximation (SigLIP).
+silu: x * sigmoid(x) (Parakeet)."""
+
+
+def activated(x: Array, activation: Activation) -> Array:
+    """The activation function, element by element."""
+    return jax.nn.silu(x) if activation == "silu" else jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 class EncoderAttention(nnx.Module):
@@ -94,8 +100,8 @@ class FeedForward(nnx.Module):
 
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
         up = checkpoint_name(project("btd,df->btf", x, self.up[...]) + self.up_bias[...].astype(x.dtype), "up")
-        hidden = jax.nn.gelu(up, approximate=self.activation == "gelu_tanh")
-        out = project("btf,fd->btd", hidden, self.down[...]) + self.down_bias[...].astype(x.dtype)
+        out = project("btf,fd->btd", activated(up, self.activation), self.down[...])
+        out = out + self.down_bias[...].astype(x.dtype)
         return checkpoint_name(out, "sublayer_output")
 
 

@@ -45,8 +45,8 @@ class YarnScaling:
             return self.attention_factor
         return 0.1 * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
 
-    def frequencies(self, plain: np.ndarray, head_dim: int, theta: float) -> np.ndarray:
-        """The frequencies float32 [head_dim / 2] in place of the plain ones."""
+    def frequencies(self, powers: np.ndarray, head_dim: int, theta: float) -> np.ndarray:
+        """The frequencies float32 [head_dim / 2] in place of 1 / powers."""
 
         def index(turns: float) -> float:
             reach = self.original_max_position_embeddings / (turns * 2 * math.pi)
@@ -57,8 +57,10 @@ class YarnScaling:
             low, high = math.floor(low), math.ceil(high)
         low, high = max(low, 0), min(high, head_dim - 1)
         high = high + 0.001 if low == high else high
-        ramp = np.clip((np.arange(head_dim // 2, dtype=np.float32) - low) / (high - low), 0, 1).astype(np.float32)
-        return plain / np.float32(self.factor) * ramp + plain * (1 - ramp)
+        places = np.arange(head_dim // 2, dtype=np.float32)
+        kept = 1 - np.clip((places - np.float32(low)) / np.float32(high - low), 0, 1)
+        stretched = 1 / (np.float32(self.factor) * powers)
+        return stretched * (1 - kept) + 1 / powers * kept
 
 
 def rope_angles(
@@ -68,12 +70,12 @@ def rope_angles(
 
     With `scaling` the frequencies and the magnitude are YaRN's.
     """
-    # On the host and by this formula the constants are torch's bit for bit; one bit more or less moves the angles of
-    # far positions by far more than other float32 rounding does.
+    # One bit more or less moves the angles of far positions by far more than other float32 rounding does. Of exponents
+    # in float32 and powers rounded from float64, torch's float32 constants are all but one in a hundred or so bit for
+    # bit (numpy's float32 powers: all but one in seven).
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
-    frequencies = np.float32(1) / np.float32(theta) ** exponents
-    if scaling is not None:
-        frequencies = scaling.frequencies(frequencies, head_dim, theta)
+    powers = (np.float64(theta) ** exponents.astype(np.float64)).astype(np.float32)
+    frequencies = np.float32(1) / powers if scaling is None else scaling.frequencies(powers, head_dim, theta)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     sin, cos = jnp.sin(angles), jnp.cos(angles)
     if scaling is not None:

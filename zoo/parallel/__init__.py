@@ -19,6 +19,7 @@ from zoo.parallel.per_shard import kv_heads_read as kv_heads_read
 from zoo.parallel.per_shard import per_shard as per_shard
 from zoo.parallel.rows import Rows as Rows
 from zoo.parallel.rows import rows_by_process as rows_by_process
+from zoo.parallel.rows import rows_only as rows_only
 from zoo.parallel.rows import to_devices as to_devices
 from zoo.parallel.sharding import ShardingRules as ShardingRules
 from zoo.parallel.sharding import activation_sharding as activation_sharding

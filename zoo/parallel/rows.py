@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 @dataclass(frozen=True)
@@ -35,24 +35,38 @@ def _numbers(ranges: Iterable[tuple[int, int]]) -> set[int]:
     return {row for start, stop in ranges for row in range(start, stop)}
 
 
+def rows_only(sharding: NamedSharding) -> NamedSharding:
+    """Divides the first axis as `sharding` does, and no other."""
+    return NamedSharding(sharding.mesh, PartitionSpec(*sharding.spec[:1]))
+
+
 def to_devices(batch: Any, sharding: NamedSharding) -> Any:
-    """A batch as global arrays [B, ...], divided as `sharding` divides [B, T].
+    """A batch as global arrays [B, ...], divided as `sharding` divides [B, T]; what lies in an attribute `media` is
+    divided by rows only, since its other axes are not those of the tokens.
 
     `batch` is a pytree of numpy arrays: all rows of the global batch, the same on every process, or `Rows` of it, among
     which are those that this process's devices hold.
     """
+    media_sharding = rows_only(sharding)
+
+    def sharding_of(path: Any) -> NamedSharding:
+        return media_sharding if any(getattr(key, "name", None) == "media" for key in path) else sharding
+
     if not isinstance(batch, Rows):
-        return jax.tree.map(
-            lambda whole: jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index]), batch
+        return jax.tree_util.tree_map_with_path(
+            lambda path, whole: jax.make_array_from_callback(
+                whole.shape, sharding_of(path), lambda index: whole[index]
+            ),
+            batch,
         )
 
-    def place(held: Any) -> jax.Array:
+    def place(path: Any, held: Any) -> jax.Array:
         def part(index: Any) -> Any:
             start, stop, _ = index[0].indices(batch.total)
             first = bisect.bisect_left(batch.numbers, start)
             assert batch.numbers[first] == start and batch.numbers[first + stop - start - 1] == stop - 1
             return held[(slice(first, first + stop - start), *index[1:])]
 
-        return jax.make_array_from_callback((batch.total, *held.shape[1:]), sharding, part)
+        return jax.make_array_from_callback((batch.total, *held.shape[1:]), sharding_of(path), part)
 
-    return jax.tree.map(place, batch.batch)
+    return jax.tree_util.tree_map_with_path(place, batch.batch)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from zoo.data import Batch
-from zoo.parallel import batch_sharding
+from zoo.data import Batch, media_shapes
+from zoo.parallel import batch_sharding, rows_only
 from zoo.parallel.compiler_options import compiler_options
 from zoo.recipes.losses import balancing_bias_rate, is_stochastic, loss_function
 from zoo.recipes.recipe import Recipe
@@ -69,4 +69,8 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     shape, sharding = (recipe.data.batch_size, recipe.data.sequence_length), batch_sharding(mesh, recipe.rules)
     ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     weights: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
-    return Batch(tokens=ids, targets=ids, positions=ids, segment_ids=ids, loss_weights=weights)
+    whole_rows = rows_only(sharding)
+    media = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole_rows), media_shapes(recipe.data)
+    )
+    return Batch(tokens=ids, targets=ids, positions=ids, segment_ids=ids, loss_weights=weights, media=media)

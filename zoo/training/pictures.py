@@ -160,7 +160,7 @@ def router_picture(metrics: str | Path, png: str | Path, *, title: str = "") -> 
     figure = Figure(figsize=(10, 7), dpi=150, layout="constrained")
     grid = figure.add_gridspec(3, 2, height_ratios=(5, 1.3, 1.3), width_ratios=(2, 3))
     final, course = figure.add_subplot(grid[0, 0]), figure.add_subplot(grid[0, 1])
-    shown = {"cmap": "RdBu_r", "vmin": 0.0, "vmax": 2.0, "aspect": "auto", "interpolation": "nearest"}
+    shown: dict[str, Any] = {"cmap": "RdBu_r", "vmin": 0.0, "vmax": 2.0, "aspect": "auto", "interpolation": "nearest"}
     image = final.imshow(load[-max(1, len(load) // 20) :].mean(0), **shown)
     final.set_xlabel("expert")
     final.set_ylabel("sparse layer")

@@ -9,7 +9,6 @@ product of padded blocks with copies of their matrices (0.5x of this), blocks of
 
 from collections.abc import Callable
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int

@@ -1,0 +1,83 @@
+"""The multimodal documents: splits share nothing that they must not share, and every document can be read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments.multimodal.datasets import BOXES, STEPS, DatasetsConfig, write_datasets
+from experiments.multimodal.sources import synthetic_sources
+from zoo.data import DataConfig, MediaConfig, open_corpus
+from zoo.data.images import read_image
+
+MEDIA = MediaConfig(patch_size=8, patches_per_row=256, clips_per_row=4, check="contents")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    return write_datasets(DatasetsConfig(tmp_path_factory.mktemp("datasets"), videos=24, most=60))
+
+
+def records(path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_modality_has_documents_for_training_and_for_testing_that_can_be_read(written):
+    assert set(written) == {"speech/train", "speech/test", "speech/speaker", "picture/train", "picture/test",
+                            "statement/train", "statement/test", "video/train", "video/test"}  # fmt: skip
+    for path in written.values():
+        config = DataConfig(
+            paths=(str(path),), format="interleaved", packing="first_fit", media=MEDIA, validation_fraction=0
+        )
+        corpus = open_corpus(config)
+        assert corpus.num_train_documents == len(records(path)) > 0 and len(corpus.left_out) == 0
+
+
+def test_only_answers_count_and_every_document_says_what_it_is(written):
+    for name, path in written.items():
+        for record in records(path):
+            *_, question, answer = record["content"]
+            assert question["loss"] is False and set(answer) == {"text"}
+            assert record["kind"].split("_")[0] == name.split("/")[0]
+
+
+def test_the_held_out_speaker_and_the_first_recordings_are_not_trained_on(written):
+    names = {split: [r["content"][0]["audio"] for r in records(written[f"speech/{split}"])]
+             for split in ("train", "test", "speaker")}  # fmt: skip
+    speakers = {split: {name.split("_")[1] for name in found} for split, found in names.items()}
+    assert len(speakers["speaker"]) == 1 and not speakers["speaker"] & (speakers["train"] | speakers["test"])
+    assert {name.split("_")[2] for name in names["test"]} == {"0.wav"}
+    assert "0.wav" not in {name.split("_")[2] for name in names["train"]}
+
+
+def test_statements_are_permuted_by_box_for_training_only():
+    sources = synthetic_sources(count=8)
+    assert sum(s.held_out for s in sources.statements) == 2
+    assert all(s.pixels[:, box].shape == (50, 50, 3) for s in sources.statements for box in BOXES)
+
+
+def test_moving_digits_move_where_the_answer_says(written):
+    path, seen = written["video/train"], 0
+    for record in records(path):
+        if record["kind"] == "video_motion":
+            frames = sorted((path.parent / record["content"][0]["video"]).iterdir())
+            first, second = (read_image(frame, MEDIA) for frame in frames[:2])
+            np.testing.assert_array_equal(np.roll(first, STEPS[record["content"][-1]["text"]], axis=(0, 1)), second)
+            seen += 1
+    assert seen == 12
+
+
+def test_drawn_data_depend_on_the_seed_alone():
+    one, again, other = (synthetic_sources(seed, count=20) for seed in (0, 0, 1))
+    assert all((a.pixels == b.pixels).all() for a, b in zip(one.pictures, again.pictures, strict=True))
+    assert any((a.pixels != b.pixels).any() for a, b in zip(one.pictures, other.pictures, strict=True))
+    assert all(np.array_equal(a.samples, b.samples) for a, b in zip(one.clips, again.clips, strict=True))
+
+
+def test_the_real_sources_have_the_sizes_that_their_notes_say(shared_dir):
+    from experiments.multimodal.sources import real_sources
+
+    sources = real_sources(shared_dir)
+    assert (len(sources.clips), len(sources.pictures), len(sources.statements)) == (3000, 3583, 990 + 985 + 989)
+    assert len({clip.speaker for clip in sources.clips}) == 6 and sources.digits[0].shape == (10_000, 28, 28)
+    assert sum(clip.index < 5 for clip in sources.clips) == 300

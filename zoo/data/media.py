@@ -1,0 +1,99 @@
+"""What a batch holds besides tokens: images as patches, recordings as clips of log-mel features, and where they stand.
+
+The first axis of every array is the batch. Placeholders in `Batch.tokens` keep the places of soft tokens; an encoder
+gives soft tokens of a whole row, and a slot says which of them stands at a position.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float32, Int32
+
+from zoo.errors import UserError
+
+# numpy arrays from the pipeline, jax arrays once the trainer has put them on devices.
+Array = np.ndarray | jax.Array
+
+logger = logging.getLogger(__name__)
+
+
+class BadMedia(UserError):
+    """A record that cannot be used because of its images, recordings or videos. `MediaConfig.bad_media` says whether
+    it ends the run."""
+
+
+class LeftOut:
+    """Which records were left out, and why: those found while files were opened, and those found since."""
+
+    def __init__(self, found: Mapping[str, str] | None = None):
+        self._reasons = dict(found or {})
+
+    def __len__(self) -> int:
+        return len(self._reasons)
+
+    @property
+    def reasons(self) -> Mapping[str, str]:
+        """What is wrong, by record ("file:line")."""
+        return dict(self._reasons)
+
+    def add(self, where: str, reason: str) -> None:
+        """Counts a record, and says so when it is met for the first time."""
+        if where not in self._reasons:
+            self._reasons[where] = reason
+            logger.warning("left out (data.media.bad_media=skip): %s", reason)
+
+
+@dataclass(frozen=True)
+class PackedImages:
+    """Images of any size, one after the other in rows of P patches. merge x merge neighbouring patches (a square, row
+    by row) follow each other and become one soft token: soft token s is patches s * merge^2 .. (s + 1) * merge^2 - 1.
+    """
+
+    patches: Float32[Array, "batch patches pixels"]
+    """Pixels in -1..1, in the order (row, column, channel) within a patch of p x p pixels: 3 p^2 of them."""
+
+    coordinates: Float32[Array, "batch patches 2"]
+    """Centre of the patch, (row, column), as a fraction of its image's height and width."""
+
+    segment_ids: Int32[Array, "batch patches"]
+    """Number of the image in its row, from 1; 0 is padding."""
+
+
+@dataclass(frozen=True)
+class AudioClips:
+    """Recordings, A clips of F log-mel frames in a row; a longer recording takes several clips. Soft token
+    a * (F // reduction) + i of a row is the i-th of clip a."""
+
+    mel: Float32[Array, "batch clips frames bins"]
+    """Log-mel features; padding may hold anything."""
+
+    mask: Bool[Array, "batch clips frames"]
+    """True where a frame is real."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """Inputs of other modalities of one batch."""
+
+    images: PackedImages | None = None
+    """None where the run reads no images."""
+
+    audio: AudioClips | None = None
+    """None where the run reads no audio."""
+
+    image_slots: Int32[Array, "batch length"] | None = None
+    """Which soft token of its row's images stands at a position; -1 = none. None as `images`."""
+
+    audio_slots: Int32[Array, "batch length"] | None = None
+    """Which soft token of its row's recordings stands at a position; -1 = none. None as `audio`."""
+
+
+for _kind, _fields in (
+    (PackedImages, ["patches", "coordinates", "segment_ids"]),
+    (AudioClips, ["mel", "mask"]),
+    (Media, ["images", "audio", "image_slots", "audio_slots"]),
+):
+    jax.tree_util.register_dataclass(_kind, data_fields=_fields, meta_fields=[])
