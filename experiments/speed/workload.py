@@ -62,10 +62,10 @@ def save_initial_model(preset: str, folder: Path) -> int:
     from flax import nnx
 
     from zoo.interop import save_huggingface
-    from zoo.models import presets
+    from zoo.models import preset as preset_of
     from zoo.models.gemma2 import Gemma2
 
-    model = Gemma2(presets()[preset], rngs=nnx.Rngs(0))
+    model = Gemma2(preset_of(preset), rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model, nnx.Param)
     leaves, structure = jax.tree.flatten(params)
     generator = np.random.default_rng(1)
@@ -77,10 +77,10 @@ def save_initial_model(preset: str, folder: Path) -> int:
 
 def main() -> None:
     """Arguments: preset, folder, length. Saves the model; prints its bytes and its forward FLOPs per token."""
-    from zoo.models import presets
+    from zoo.models import preset
 
     name, folder, length = sys.argv[1:]
-    flops = presets()[name].flops_per_token(int(length))
+    flops = preset(name).flops_per_token(int(length))
     print(json.dumps({"weight_bytes": save_initial_model(name, Path(folder)), "flops_per_token": flops}))
 
 

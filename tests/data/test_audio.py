@@ -35,6 +35,13 @@ def test_compressed_recordings_are_read(tmp_path, extension, codec):
     assert abs(len(samples) - RATE) < 2500 and 0.4 < np.abs(samples[4000:12_000]).max() < 0.6
 
 
+def test_a_title_that_is_no_utf8_does_not_matter(tmp_path):
+    title = b"INFOINAM" + (4).to_bytes(4, "little") + b"\xe9\xe8ab"
+    data = write_wav(tmp_path / "a.wav").read_bytes() + b"LIST" + len(title).to_bytes(4, "little") + title
+    (tmp_path / "a.wav").write_bytes(data[:4] + (len(data) - 8).to_bytes(4, "little") + data[8:])
+    assert len(read_audio(tmp_path / "a.wav", 1)) == 3200
+
+
 def test_a_recording_is_cut_into_clips_and_the_last_one_is_filled_up():
     config = MediaConfig(clip_frames=32, mel_bins=16, clips_per_row=3)
     samples = np.random.default_rng(0).normal(size=160 * 70 + 1).astype(np.float32)

@@ -8,8 +8,8 @@ import pytest
 from flax import nnx
 
 from zoo.errors import UserError
-from zoo.models import config_from_dict, config_to_dict, preset, presets
-from zoo.models.gemini import Gemini, GeminiConfig
+from zoo.models import config_from_dict, config_to_dict, preset
+from zoo.models.gemini import PRESETS, Gemini, GeminiConfig
 from zoo.nn import Execution, ExpertsConfig, stack_layers
 
 DENSE = GeminiConfig(
@@ -57,7 +57,7 @@ def test_nano_has_the_published_number_of_parameters(name, billions):
     assert preset(name).num_kv_heads == 1
 
 
-@pytest.mark.parametrize("name", [name for name in presets() if name.startswith("gemini")])
+@pytest.mark.parametrize("name", PRESETS)
 def test_the_parameters_of_every_preset_are_counted_to_the_last_one(name):
     config = preset(name)
     abstract = nnx.eval_shape(lambda: Gemini(config, execution=Execution(scan_layers=True), rngs=nnx.Rngs(0)))
@@ -123,7 +123,7 @@ def test_global_layers_without_rope_do_not_know_where_a_token_stands():
 
 
 def test_a_config_survives_json():
-    for config in (*KINDS.values(), *(presets()[name] for name in presets() if name.startswith("gemini"))):
+    for config in (*KINDS.values(), *PRESETS.values()):
         assert config_from_dict(config_to_dict(config)) == config
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32
 
-from zoo.data.decoders import AUDIO_FORMATS, opened
+from zoo.data.decoders import AUDIO_FORMATS, check_decodable, opened
 from zoo.data.log_mel import HOP, SAMPLE_RATE, usm_log_mel, whisper_log_mel
 from zoo.data.media import BadMedia
 from zoo.data.media_config import MediaConfig
@@ -27,6 +27,7 @@ def read_audio(path: Path, max_seconds: float) -> Float32[np.ndarray, " samples"
         if not container.streams.audio:
             raise BadMedia(f"{path}: no audio in this file")
         stream = container.streams.audio[0]
+        check_decodable(path, stream)
         declared = float(stream.duration * stream.time_base) if stream.duration else None
         if declared is not None and declared > max_seconds and path.suffix.lower() in EXACT_LENGTH:
             raise _too_long(path, f"{declared:,.1f}", max_seconds)

@@ -42,12 +42,20 @@ def opened(path: Path, formats: dict[str, tuple[str, ...]]) -> Iterator[Any]:
     try:
         if path.stat().st_size == 0:
             raise BadMedia(f"{path}: an empty file")
-        with av.open(str(path), metadata_errors="replace") as container:
+        # Titles that are no UTF-8 are no reason to refuse a file; from PyAV 19 on they never are one.
+        lenient: Any = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+        with av.open(str(path), **lenient) as container:
             found = container.format.name.split(",")
             if not set(expected) & set(found):
                 raise BadMedia(f"{path}: not a {kind} file but {found[0]}: mend its extension")
             yield container
     except FileNotFoundError:
         raise BadMedia(f"{path}: no such file") from None
-    except (av.FFmpegError, OSError) as error:
-        raise BadMedia(f"{path}: a damaged {kind} file: {error.strerror or error}") from None
+    except (av.FFmpegError, OSError, ValueError) as error:  # ValueError: a stream that changes its nature on the way
+        raise BadMedia(f"{path}: a damaged {kind} file: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_decodable(path: Path, stream: Any) -> None:
+    """Raises `BadMedia` for a stream whose codec is not known."""
+    if stream.codec_context is None:
+        raise BadMedia(f"{path}: a damaged file, or of a codec that is not known")

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from zoo.data.decoders import VIDEO_FORMATS, opened
+from zoo.data.decoders import VIDEO_FORMATS, check_decodable, opened
 from zoo.data.images import FORMATS, check_size, read_image
 from zoo.data.media import BadMedia
 from zoo.data.media_config import MediaConfig
@@ -70,6 +70,7 @@ def _frames(path: Path, container: Any, config: MediaConfig) -> Iterator[Frame]:
     if not container.streams.video:
         raise BadMedia(f"{path}: a video without frames: no video stream in this file")
     stream = container.streams.video[0]
+    check_decodable(path, stream)
     check_size(path, stream.codec_context.width, stream.codec_context.height, config)
     duration = _duration(path, container, stream)
     first = float((stream.start_time or 0) * stream.time_base)

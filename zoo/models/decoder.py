@@ -5,7 +5,7 @@ An architecture's own file gives its config, its layer and its presets; `Decoder
 
 import functools
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -159,7 +159,7 @@ class Decoder(nnx.Module):
         graphdef, state = nnx.split(self)
 
         def run(state, tokens, positions, segment_ids, media, cache, rng):
-            model: Self = nnx.merge(graphdef, state)
+            model: Decoder = nnx.merge(graphdef, state)
             return model._run_parts(tokens, positions, segment_ids, media, cache, rng)
 
         # Positions and segments are whole rows: attention asks about keys of other devices.

@@ -12,7 +12,7 @@ its docstring says where it is taken from. Images come out as codes of a VQ toke
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import jax
@@ -35,7 +35,6 @@ from zoo.nn import (
     build_layers,
     gathered_outside_layers,
     place_soft_tokens,
-    rope_angles,
 )
 from zoo.parallel import own_part
 from zoo.training.mfu import decoder_forward_flops_per_token
@@ -271,7 +270,8 @@ class Gemini(Decoder):
             if self.config.vision is None:
                 raise UserError("this model has no image encoder (model.vision) and was given images")
             with jax.named_scope("vision_encoder"):
-                images, encoder = media.images, gathered_outside_layers(self.vision, self.execution)
+                images = media.images
+                encoder: Any = gathered_outside_layers(self.vision, self.execution)
                 encoded = encoder.encode_patches(images.patches, images.coordinates, images.segment_ids)
                 soft = self.vision_projector(encoded)
             x = place_soft_tokens(x, soft, own_part(media.image_slots, "residual_length", axis=1))
@@ -286,8 +286,8 @@ class Gemini(Decoder):
         return x
 
 
-# 1.5 Pro is said to be a sparse mixture of experts, trained on several pods of 4,096 TPUs v4; how large is not. This one
-# has about as many parameters as a public relative of its time would (GLaM: 64 experts, top-2, every other layer).
+# 1.5 Pro is a sparse mixture of experts, trained on several pods of 4,096 TPUs v4; how large was not published. Every
+# other layer is sparse and top-2 as in GLaM; 0.34 trillion parameters, 50 billion of them active.
 GEMINI_PRO_LIKE = GeminiConfig(
     vocab_size=262_144,
     embed_dim=8192,
@@ -333,7 +333,7 @@ GEMINI_NANO_2 = GeminiConfig(
     attn_logit_soft_cap=50.0,
 )
 
-# Minutes on two CPU cores: the width of gemma2-nano, sparse and dense with the same number of active parameters.
+# Minutes on two CPU cores: the width of gemma2-nano, with as many active parameters.
 GEMINI_TINY_PRO = GeminiConfig(
     vocab_size=4096,
     embed_dim=128,
@@ -345,11 +345,9 @@ GEMINI_TINY_PRO = GeminiConfig(
     experts=ExpertsConfig(num_experts=8, experts_per_token=2, hidden_dim=192),
     max_position_embeddings=256,
 )
-GEMINI_TINY_FLASH = replace(GEMINI_TINY_PRO, experts=None, block="parallel", post_norms=False)
 
 PRESETS = {
     "gemini-tiny-pro": GEMINI_TINY_PRO,
-    "gemini-tiny-flash": GEMINI_TINY_FLASH,
     "gemini-pro-like": GEMINI_PRO_LIKE,
     "gemini-flash-like": GEMINI_FLASH_LIKE,
     "gemini-nano-1": GEMINI_NANO_1,

@@ -68,7 +68,7 @@ def presets() -> dict[str, ModelConfig]:
     return {name: config for module in _WITH_PRESETS for name, config in module.PRESETS.items()}
 
 
-def preset(name: str) -> ModelConfig:
+def preset(name: str) -> Any:
     """The preset of that name; UserError with the nearest name otherwise."""
     if name not in presets():
         raise UserError(f"unknown model {name!r}; {nearest_name(name, presets())}")

@@ -10,6 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from zoo.nn.execution import Execution
+from zoo.nn.packed import PackedWeight, packed_product, packed_rows
 from zoo.nn.parameters import fan_in_normal, parameter, precision_of
 from zoo.parallel import divided, gather, leave_sublayer, sum_scatter
 
@@ -39,24 +40,33 @@ class Embedder(nnx.Module):
 
     def encode(self, tokens: Int[Array, "b t"]) -> Float[Array, "b t d"]:
         """Embeddings in the compute dtype."""
-        shares = _Shares(divided("vocab"), divided("embed"))
-        rows = leave_sublayer(_look_up(self.embedding[...], tokens, self.dtype, shares), "vocab")
+        table = self.embedding[...]
+        if isinstance(table, PackedWeight):
+            rows = packed_rows(table, tokens, self.dtype)
+        else:
+            shares = _Shares(divided("vocab"), divided("embed"))
+            rows = leave_sublayer(_look_up(table, tokens, self.dtype, shares), "vocab")
         return rows * jnp.asarray(math.sqrt(rows.shape[-1]), self.dtype) if self.scaled else rows
 
-    def output_table(self) -> Float[Array, "v d"]:
+    def output_table(self) -> Float[Array, "v d"] | PackedWeight:
         """The rows whose products with hidden states are the logits."""
         return (self.embedding if self.tied else self.head)[...]
 
     def decode(self, hidden: Float[Array, "b t d"], soft_cap: float | None) -> Float[Array, "b t v"]:
         """float32 logits c * tanh(h . E^T / c); c = None: h . E^T."""
-        embedding = self.output_table().astype(hidden.dtype)
-        logits = jnp.einsum(
-            "btd,vd->btv",
-            hidden,
-            embedding,
-            preferred_element_type=jnp.float32,
-            precision=precision_of(hidden.dtype),
-        )
+        table, precision = self.output_table(), precision_of(hidden.dtype)
+        if isinstance(table, PackedWeight):
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            product = packed_product(rows, table, dtype=jnp.float32, precision=precision)
+            logits = product.reshape(*hidden.shape[:-1], -1)
+        else:
+            logits = jnp.einsum(
+                "btd,vd->btv",
+                hidden,
+                table.astype(hidden.dtype),
+                preferred_element_type=jnp.float32,
+                precision=precision,
+            )
         return logits if soft_cap is None else soft_cap * jnp.tanh(logits / soft_cap)
 
 

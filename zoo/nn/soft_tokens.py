@@ -1,6 +1,5 @@
 """From the outputs of a media encoder to tokens of the residual stream."""
 
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -34,5 +33,3 @@ def place_soft_tokens(
     """x with soft token slots[b, t] of its row at each position where that is not -1."""
     rows = jnp.take_along_axis(soft, jnp.maximum(slots, 0)[..., None], axis=1)
     return jnp.where((slots >= 0)[..., None], rows.astype(x.dtype), x)
-
-

@@ -17,6 +17,7 @@ from zoo.inference.generation import BLOCK, INFERENCE_RULES, Last, Structure, _p
 from zoo.inference.sampling import Sampling
 from zoo.parallel import ShardingRules
 from zoo.parallel.sharding import activation_context
+from zoo.planning.model import one_decoder
 from zoo.recipes import Recipe
 from zoo.recipes.weights import abstract_model
 
@@ -69,7 +70,7 @@ def generation_work(recipe: Recipe, program: str, devices: int) -> tuple[int, fl
     Prefill: all tokens of the prompts without the output head, which only the last one needs. Decode: `BLOCK` tokens
     per row, whose attention sees the window or the whole context.
     """
-    model, batch, length = recipe.model, recipe.data.batch_size, recipe.data.sequence_length
+    model, batch, length = one_decoder(recipe.model), recipe.data.batch_size, recipe.data.sequence_length
     head = 2 * model.embed_dim * model.vocab_size
     if program == "prefill":
         forward = model.flops_per_token(length) - head

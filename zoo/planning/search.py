@@ -19,6 +19,7 @@ from zoo.errors import UserError
 from zoo.nn import Execution
 from zoo.parallel import MeshConfig
 from zoo.planning.estimate import Plan, make_plan, work
+from zoo.planning.model import feed_forward_width, one_decoder
 from zoo.planning.program import compile_recipe
 from zoo.planning.table import table
 from zoo.planning.topology import Topology
@@ -83,10 +84,15 @@ def shortlist(ranked: list[Candidate], limit: int) -> list[Candidate]:
 def meshes(recipe: Recipe, devices: int, slices: int) -> Iterator[MeshConfig]:
     """Meshes whose axes divide the widths, the tokens and the batch. Parameters are divided as far as the width allows,
     what is left are copies (data); slices are copies (replica)."""
-    model, data = recipe.model, recipe.data
+    model, data = one_decoder(recipe.model), recipe.data
     per_slice = devices // slices
     for tensor in _powers_of_two(MOST_TENSOR):
-        if model.num_heads % tensor or model.hidden_dim % tensor or model.vocab_size % tensor or per_slice % tensor:
+        if (
+            model.num_heads % tensor
+            or feed_forward_width(model) % tensor
+            or model.vocab_size % tensor
+            or per_slice % tensor
+        ):
             continue
         for context in _powers_of_two(MOST_CONTEXT):
             rest, left = divmod(per_slice // tensor, context)
@@ -101,14 +107,14 @@ def meshes(recipe: Recipe, devices: int, slices: int) -> Iterator[MeshConfig]:
 def _model(recipe: Recipe, topology: Topology) -> tuple[float, float]:
     """(bytes, seconds) of a device: parameters, moments and gradients, kept activations, gathered layers; matrix
     products, parameters gathered and gradients scattered, activations added within a tensor group."""
-    mesh, model, links = recipe.mesh, recipe.model, links_of(topology.target)
+    mesh, model, links = recipe.mesh, one_decoder(recipe.model), links_of(topology.target)
     steps, policy = recipe.optimizer.accumulation_steps, recipe.execution.remat_policy
     shards = mesh.replica * mesh.data * mesh.fsdp * mesh.expert
     divided = mesh.fsdp * mesh.context * mesh.expert * mesh.tensor
     tokens = recipe.data.batch_size * recipe.data.sequence_length / (shards * steps * mesh.context)
     parameters = model.num_parameters()
     inputs = 2 * tokens * model.embed_dim
-    widths = (2 * model.hidden_dim + (model.num_heads + 2 * model.num_kv_heads) * model.head_dim) / mesh.tensor
+    widths = (2 * feed_forward_width(model) + (model.num_heads + 2 * model.num_kv_heads) * model.head_dim) / mesh.tensor
     per_layer = {"full": inputs, "none": 8 * inputs + 8 * tokens * widths}.get(policy, 3 * inputs + 2 * tokens * widths)
     layer = parameters / model.num_layers / mesh.tensor
     size = 16 * parameters / divided + model.num_layers * per_layer + 12 * layer + 10 * inputs

@@ -7,6 +7,7 @@ import sys
 
 from zoo.errors import UserError, nearest_name
 from zoo.recipes import (
+    gemini_tiny_flash,
     gemini_tiny_pro,
     gemma2_2b,
     gemma2_2b_sft,
@@ -33,6 +34,7 @@ _MODULES = (
     gemma2_9b_v4_4096,
     gemma2_27b_v5p_6144,
     gemini_tiny_pro,
+    gemini_tiny_flash,
 )
 
 

@@ -1,6 +1,10 @@
-"""gemini-tiny-pro: a sparse Gemini of minutes on two CPU cores, on the source text of Python's standard library.
+"""gemini-tiny-pro: a sparse Gemini, eight experts of which a token uses two, on the source text of Python's library.
 
     python -m zoo.train gemini-tiny-pro
+
+Cost: not yet measured on a quiet machine; two busy CPU cores trained 2,200 tokens/s.
+Expected result: not yet measured to its end; after a schedule of 60 steps 5.64 nats per token, where token frequencies
+alone reach 6.58.
 """
 
 from zoo.data import DataConfig

@@ -9,7 +9,7 @@ import tyro
 
 from zoo.data import DataConfig
 from zoo.errors import UserError
-from zoo.models import ModelConfig
+from zoo.models import DecoderConfig
 from zoo.nn import Execution
 from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
 from zoo.training.loop import LoopConfig
@@ -60,7 +60,7 @@ class Recipe:
     """What it is trained on; `--data PATH ...` is short for `--data.paths PATH ...`."""
     optimizer: OptimizerConfig
     """How it is trained."""
-    model: Annotated[ModelConfig, tyro.conf.AvoidSubcommands]
+    model: Annotated[DecoderConfig, tyro.conf.AvoidSubcommands]
     """Architecture."""
     execution: Execution = Execution()
     """How the model is computed."""

@@ -5,6 +5,7 @@ import logging
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -36,7 +37,7 @@ def resolve_model(recipe: Recipe) -> Recipe:
     if not recipe.model_from_init or recipe.init_from is None:
         return recipe
     found = read_run(recipe.run_dir).model_dict if is_run_dir(recipe.run_dir) else None
-    model = read_config(recipe.init_from) if found is None else config_from_dict(found)
+    model: Any = read_config(recipe.init_from) if found is None else config_from_dict(found)
     return dataclasses.replace(recipe, model=model)
 
 

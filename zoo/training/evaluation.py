@@ -26,6 +26,7 @@ def make_evaluation(
 
         validation_loss            sum of weight * cross-entropy / sum of weight, in nats per token
         validation_bits_per_byte   the same sum in bits / bytes of text that the weighted targets stand for
+        validation_NAME            of every metric of the loss (`LossSums.metrics`): sum / sum of weight
 
     over all `batches` (numpy, kept on the host). Without batches it gives an empty mapping; without `token_bytes`, the
     number of bytes that each token stands for, no bits per byte.
@@ -41,16 +42,19 @@ def make_evaluation(
         return jnp.sum(jnp.where(batch.loss_weights > 0, bytes_of, 0))
 
     def evaluate(params: Any) -> Mapping[str, float]:
-        sums = [0.0, 0.0, 0.0]
+        sums, metrics = [0.0, 0.0, 0.0], dict[str, float]()
         for rows in batches:
             batch = to_devices(rows, sharding)
             result = eval_step(params, batch)
             numbers = (result.loss, result.weight, count_bytes(batch))
             sums = [total + float(number) for total, number in zip(sums, numbers, strict=True)]
+            for name, value in result.metrics.items():
+                metrics[name] = metrics.get(name, 0.0) + float(value)
         loss, weight, num_bytes = sums
         found = {}
         if weight:
             found["validation_loss"] = loss / weight
+            found |= {f"validation_{name}": total / weight for name, total in metrics.items()}
         if num_bytes:
             found["validation_bits_per_byte"] = loss / math.log(2) / num_bytes
         return found

@@ -1,0 +1,138 @@
+"""Weights packed to 4 or 8 bits with a scale for each group, and products that never unpack more than a part of them.
+
+    w[o, k] = scale[o, k // group] * q[o, k],   q in -8..7 (4 bits) or -127..127 (8 bits)
+
+k runs along what a product contracts, o along its result. A byte of a 4-bit row holds q + 8 of element k in its low and
+of element k + K / 2 in its high half: both halves of a row unpack to contiguous elements. With groups of 32 and float16
+scales the same numbers are GGUF's Q4_0 and Q8_0, in another order of bytes (`zoo.interop.gguf`).
+"""
+
+import functools
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Shaped
+
+from zoo.errors import UserError
+from zoo.kernels.platform import target_platform
+
+BLOCK_ELEMENTS = 1 << 20
+"""Weights that a product unpacks at a time on CPU: 4 MB in float32, which stay in the cache. [1, 2304] x [2304, 9216]
+takes 3.6 ms so, as long as from float32 weights, and 38 ms with the whole matrix unpacked first (measured)."""
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=["packed", "scales"],
+    meta_fields=["bits", "group", "contracted", "out", "is_table"],
+)
+@dataclass(frozen=True, eq=False)
+class PackedWeight:
+    """A weight in place of an array; `zoo.nn.parameters.project` and `zoo.nn.Embedder` take both. For inference."""
+
+    packed: Shaped[Array, "*lead o bytes"]
+    """uint8 [..., O, K / 2] for 4 bits, int8 [..., O, K] for 8. Leading axes are those of scanned layers."""
+    scales: Float[Array, "*lead o groups"]
+    """[..., O, K / group]."""
+    bits: int
+    """4 or 8."""
+    group: int
+    """Consecutive elements of k that share a scale."""
+    contracted: tuple[int, ...]
+    """Sizes of the axes that a product contracts; K is their product."""
+    out: tuple[int, ...]
+    """Sizes of the axes of its result; O is their product."""
+    is_table: bool
+    """Whether the unpacked shape is (*out, *contracted), as of an embedding [V, D], and not (*contracted, *out)."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the weight that this stands for."""
+        lead = self.packed.shape[:-2]
+        return lead + (self.out + self.contracted if self.is_table else self.contracted + self.out)
+
+    @property
+    def dtype(self) -> jnp.dtype:
+        """Dtype of the scales."""
+        return self.scales.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory and on disk."""
+        return self.packed.nbytes + self.scales.nbytes
+
+    def __getitem__(self, index: Any) -> "PackedWeight":
+        """`...`: itself. A number: that layer of a scanned stack."""
+        if index is Ellipsis:
+            return self
+        if self.packed.ndim == 2:
+            raise IndexError("packed weights have rows, not elements: see packed_rows")
+        return replace(self, packed=self.packed[index], scales=self.scales[index])
+
+    def astype(self, dtype: Any) -> "PackedWeight":
+        """Refused: it would unpack the whole weight."""
+        raise UserError(f"packed weights are for inference and are not converted to {dtype}: load the original ones")
+
+
+def packed_shapes(weight_out: int, weight_in: int, bits: int, group: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Shapes of `packed` and `scales` of a [K, O] weight. Raises `UserError` for what cannot be packed."""
+    if bits not in (4, 8):
+        raise UserError(f"weights are packed to 4 or 8 bits, not {bits}")
+    if group < 2 or weight_in % group or weight_in % 2:
+        raise UserError(f"groups of {group} do not divide the {weight_in} elements that a product contracts")
+    return (weight_out, weight_in * bits // 8), (weight_out, weight_in // group)
+
+
+def unpack(weight: PackedWeight, dtype: Any) -> Float[Array, "..."]:
+    """The whole weight in its own shape: for tests and exports."""
+    rows = _unpack_rows(weight.packed, weight.scales, weight.bits, weight.group, dtype)
+    lead = rows.shape[:-2]
+    if weight.is_table:
+        return rows.reshape(*lead, *weight.out, *weight.contracted)
+    return rows.swapaxes(-1, -2).reshape(*lead, *weight.contracted, *weight.out)
+
+
+def packed_rows(weight: PackedWeight, index: Int[Array, "..."], dtype: Any) -> Float[Array, "... k"]:
+    """Rows of a table, unpacked: an embedding's vectors."""
+    packed, scales = jnp.take(weight.packed, index, axis=0), jnp.take(weight.scales, index, axis=0)
+    return _unpack_rows(packed, scales, weight.bits, weight.group, dtype)
+
+
+def packed_product(
+    inputs: Float[Array, "t k"], weight: PackedWeight, *, dtype: Any, precision: jax.lax.Precision | None
+) -> Float[Array, "t o"]:
+    """sum_k inputs[t, k] w[o, k] in `dtype`, multiplied in the dtype of `inputs`.
+
+    On CPU a loop unpacks `BLOCK_ELEMENTS` weights at a time. Elsewhere XLA unpacks them as it multiplies.
+    """
+    # Tied to the inputs: otherwise XLA may unpack all weights of a decode loop once, in front of it.
+    inputs, packed, scales = jax.lax.optimization_barrier((inputs, weight.packed, weight.scales))
+    rows, fan_in = packed.shape[0], math.prod(weight.contracted)
+
+    def product(packed, scales):
+        unpacked = _unpack_rows(packed, scales, weight.bits, weight.group, inputs.dtype)
+        return jnp.einsum("tk,ok->to", inputs, unpacked, precision=precision, preferred_element_type=dtype)
+
+    block = max(8, BLOCK_ELEMENTS // fan_in // 8 * 8)
+    if target_platform() != "cpu" or rows <= block:
+        return product(packed, scales)
+    count = rows // block
+
+    def of_block(number):
+        return product(*(jax.lax.dynamic_slice_in_dim(x, number * block, block) for x in (packed, scales)))
+
+    out = jax.lax.map(of_block, jnp.arange(count)).swapaxes(0, 1).reshape(len(inputs), count * block)
+    if rows == count * block:
+        return out
+    return jnp.concatenate([out, product(packed[count * block :], scales[count * block :])], axis=1)
+
+
+def _unpack_rows(packed, scales, bits: int, group: int, dtype) -> Float[Array, "... k"]:
+    if bits == 4:
+        halves = [packed & 15, packed >> 4]
+        packed = jnp.concatenate([half.astype(jnp.int8) - jnp.int8(8) for half in halves], axis=-1)
+    grouped = packed.reshape(*scales.shape, group).astype(jnp.float32) * scales[..., None].astype(jnp.float32)
+    return grouped.reshape(packed.shape).astype(dtype)

@@ -1,0 +1,123 @@
+"""Weights to 4 or 8 bits: which scale each group of them gets.
+
+4 bits reach from -8 to 7, so a scale may be negative: the largest element of a group then falls on the end that has one
+step more. The scale is the one with the smallest squared error among `_FACTORS` times the scale of the largest element
+on either end, refined by least squares; what is compared is the error with the scale as it is stored. 8 bits: the
+largest element falls on 127.
+"""
+
+import functools
+import math
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Shaped
+
+from zoo.errors import UserError
+from zoo.nn.packed import PackedWeight, packed_shapes
+
+ScaleDtype = Literal["float16", "bfloat16", "float32"]
+
+_FACTORS = np.arange(0.66, 1.09, 0.03, dtype=np.float32)
+"""A scale below that of the largest element cuts it, and brings the others closer to a step."""
+
+_CHUNK_ELEMENTS = 1 << 22
+
+
+def quantise(
+    weight: Shaped[np.ndarray, "..."],
+    bits: int,
+    *,
+    num_contracted: int,
+    is_table: bool = False,
+    group: int = 32,
+    scale_dtype: ScaleDtype = "float16",
+    search: bool = True,
+) -> PackedWeight:
+    """The packed form of a weight, on the host.
+
+    Args:
+        weight: [*contracted, *out], or [*out, *contracted] of a table.
+        bits: 4 or 8.
+        num_contracted: number of axes that products contract.
+        is_table: which of the two shapes it has.
+        group: consecutive elements along the contracted axes that share a scale.
+        scale_dtype: dtype of the scales; GGUF has float16.
+        search: look for the best 4-bit scale; else take that of the largest element.
+
+    Raises:
+        UserError: groups do not divide the contracted axes; a scale is too large for its dtype.
+    """
+    split = weight.ndim - num_contracted if is_table else num_contracted
+    first, last = weight.shape[:split], weight.shape[split:]
+    contracted, out = (last, first) if is_table else (first, last)
+    fan_in, fan_out = math.prod(contracted), math.prod(out)
+    packed_shape, scales_shape = packed_shapes(fan_out, fan_in, bits, group)
+    matrix = weight.reshape(fan_out, fan_in) if is_table else weight.reshape(fan_in, fan_out).T
+    packed = np.empty(packed_shape, np.uint8 if bits == 4 else np.int8)
+    scales = np.empty(scales_shape, jnp.dtype(scale_dtype))
+    step = max(1, _CHUNK_ELEMENTS // fan_in)
+    for start in range(0, fan_out, step):
+        part = slice(start, min(start + step, fan_out))
+        rows = np.ascontiguousarray(matrix[part], np.float32)
+        packed[part], scales[part] = _quantise_rows(rows, bits, group, scale_dtype, search)
+    if not np.isfinite(scales.astype(np.float32)).all():
+        raise UserError(f"weights are too large for {scale_dtype} scales")
+    return PackedWeight(packed, scales, bits, group, contracted, out, is_table)  # type: ignore[arg-type]
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2, 3, 4))
+def _quantise_rows(rows: Float[Array, "o k"], bits: int, group: int, scale_dtype: Any, search: bool):
+    """(packed, scales) of some rows."""
+    grouped = rows.reshape(len(rows), -1, group)
+    at = jnp.argmax(jnp.abs(grouped), axis=-1, keepdims=True)
+    largest = jnp.take_along_axis(grouped, at, axis=-1)
+    if bits == 8:
+        scales = _stored(jnp.abs(largest) / 127, scale_dtype)
+        return _steps(grouped, scales, 127, 127).astype(jnp.int8).reshape(rows.shape), _drop(scales, scale_dtype)
+    scales = _stored(largest / -8, scale_dtype)
+    if search:
+        scales = _search(grouped, largest, scales, scale_dtype)
+    codes = (_steps(grouped, scales, 8, 7) + 8).astype(jnp.uint8).reshape(rows.shape)
+    half = rows.shape[1] // 2
+    return codes[:, :half] | codes[:, half:] << 4, _drop(scales, scale_dtype)
+
+
+def _search(grouped, largest, scales, scale_dtype):
+    factors = jnp.concatenate([_FACTORS / -8, _FACTORS / 7])
+
+    def better(best, scales):
+        error, kept = best
+        steps = _steps(grouped, scales, 8, 7)
+        new = jnp.sum(jnp.square(grouped - scales * steps), axis=-1, keepdims=True)
+        return jnp.minimum(error, new), jnp.where(new < error, scales, kept)
+
+    def attempt(number, best):
+        return better(best, _stored(largest * factors[number], scale_dtype))
+
+    best = better((jnp.full(scales.shape, jnp.inf), scales), scales)
+    best = jax.lax.fori_loop(0, len(factors), attempt, best)
+    for _ in range(2):
+        steps = _steps(grouped, best[1], 8, 7)
+        total = jnp.sum(jnp.square(steps), axis=-1, keepdims=True)
+        fitted = jnp.sum(grouped * steps, axis=-1, keepdims=True) / jnp.maximum(total, 1)
+        best = better(best, _stored(fitted, scale_dtype))
+    return best[1]
+
+
+def _steps(grouped, scales, lowest: int, highest: int):
+    """The nearest steps, in float32; 0 where the scale is."""
+    safe = jnp.where(scales == 0, 1, scales)
+    return jnp.where(scales == 0, 0, jnp.clip(jnp.round(grouped / safe), -lowest, highest))
+
+
+def _stored(scales, scale_dtype):
+    """float32 values that `scale_dtype` has. XLA may leave out a conversion there and back."""
+    known = jnp.finfo(scale_dtype)
+    return jax.lax.reduce_precision(scales, known.nexp, known.nmant)
+
+
+def _drop(scales, scale_dtype):
+    return scales[..., 0].astype(scale_dtype)
