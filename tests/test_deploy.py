@@ -302,13 +302,13 @@ def test_a_command_that_is_told_to_stop_is_not_run_again(until_done, tmp_path):
 
 
 def test_the_page_names_every_file_and_only_files_and_options_that_exist():
+    from zoo.recipes import DEFAULT, recipe
     from zoo.recipes.command_line import SHORT_NAMES, option_names
-    from zoo.recipes.recipe import Recipe
 
     text = (DEPLOY.parent / "docs" / "scale.md").read_text()
     named = set(re.findall(r"deploy/([A-Za-z_.-]+[a-z])", text))
     assert named == {path.name for path in DEPLOY.iterdir()}
-    known = {*SHORT_NAMES, *option_names(Recipe)}
+    known = {*SHORT_NAMES, *option_names(recipe(DEFAULT))}
     for command in re.findall(r"zoo\.train (.*?)(?:\n\n|```|`)", text.replace("\\\n", " "), re.DOTALL):
         for option in re.findall(r"(?<=\s)--[a-z][\w.-]*", command.split("\n")[0]):
             assert option in known, option

@@ -141,6 +141,8 @@ def train(recipe: Recipe, began: float) -> None:
 
     # ---- report
     say(f"\n{show_goodput(recipe, goodput)}")
+    if len(corpus.left_out):
+        say(f"{len(corpus.left_out)} documents were left out because of their media (data.media.bad_media=skip)")
     if outcome.stopped:
         say(f"stopped after step {outcome.step} of {recipe.loop.steps}; saved: the same command resumes from {run}")
         if outcome.preempted:

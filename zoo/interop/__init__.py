@@ -11,5 +11,10 @@ from zoo.interop.load import Loaded as Loaded
 from zoo.interop.load import load as load
 from zoo.interop.load import read_config as read_config
 from zoo.interop.load import source_of as source_of
+from zoo.interop.quantised import Packing as Packing
+from zoo.interop.quantised import load_quantised as load_quantised
+from zoo.interop.quantised import packed_bytes as packed_bytes
+from zoo.interop.quantised import packed_model as packed_model
+from zoo.interop.quantised import save_quantised as save_quantised
 from zoo.interop.runs import load_run as load_run
 from zoo.interop.runs import save_run as save_run

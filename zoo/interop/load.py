@@ -14,6 +14,7 @@ from zoo.errors import UserError
 from zoo.interop import deepmind, huggingface
 from zoo.interop.deepmind_tree import DeepMindTree
 from zoo.interop.parameters import OnTensor, ParamDtype
+from zoo.interop.quantised import DESCRIPTION, load_quantised, read_quantised
 from zoo.interop.runs import Part, load_run, part_of
 from zoo.models import config_from_dict
 from zoo.models.decoder import Decoder
@@ -21,7 +22,7 @@ from zoo.nn import Execution
 from zoo.parallel import ShardingRules
 from zoo.training.run_directory import is_checkpoint_dir, is_run_dir, read_run
 
-Source = Literal["huggingface", "run", "deepmind"]
+Source = Literal["huggingface", "run", "deepmind", "quantised"]
 
 _ORBAX_FILES = ("_METADATA", "_CHECKPOINT_METADATA", "checkpoint")
 
@@ -36,7 +37,8 @@ class Loaded:
     path: Path
     """Where it came from."""
     source: Source
-    """Kind of checkpoint: a Hugging Face folder, our own run or its checkpoint, a google-deepmind/gemma tree."""
+    """Kind of checkpoint: a Hugging Face folder, our own run or its checkpoint, a google-deepmind/gemma tree, a folder
+    with packed weights."""
     tokenizer_folder: Path | None
     """Folder with the tokenizer's files; None if there are none."""
 
@@ -80,7 +82,8 @@ def load(
 
     Args:
         path: a run directory of `zoo.train`, its `checkpoints` folder or one step of it; a Hugging Face folder; a
-            google-deepmind/gemma checkpoint whose shapes are those of a Gemma 2 preset (`load_deepmind` takes others).
+            google-deepmind/gemma checkpoint whose shapes are those of a Gemma 2 preset (`load_deepmind` takes others);
+            a folder of `zoo.export --format quantised`, whose weights stay packed.
         execution: how the model computes. Default, with unrolled layers: float32 on CPU; elsewhere bfloat16 with
             parameters in the dtype they are stored in.
         param_dtype: dtype of the parameters in memory, "stored" for what the checkpoint has; default: the execution's.
@@ -105,6 +108,11 @@ def load(
         model = load_run(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules, part=part)
         return Loaded(model, path, source, read_run(path).tokenizer_dir)
     part_of(None, part, path)
+    if source == "quantised":
+        if mesh is not None:
+            raise UserError(f"{path}: packed weights are not spread over a mesh; load them on one device")
+        model = load_quantised(path, execution=execution, param_dtype=param_dtype, on_tensor=on_tensor)
+        return Loaded(model, path, source, path if _has_tokenizer(path) else None)
     read = huggingface.load_huggingface if source == "huggingface" else deepmind.load_deepmind
     model = read(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
     beside = (path,) if source == "huggingface" else (path, path.parent)  # released trees lie in the tokenizer's folder
@@ -118,6 +126,8 @@ def read_config(path: str | Path, part: Part | None = None) -> Any:
             return part_of(config_from_dict(read_run(path).model_dict), part, path)
         case "huggingface":
             return huggingface.read_config(Path(path))
+        case "quantised":
+            return read_quantised(Path(path))[0]
         case "deepmind":
             return deepmind.preset_of(DeepMindTree(Path(path)))
 
@@ -131,6 +141,8 @@ def source_of(path: str | Path) -> Source:
         raise UserError(f"{path} is a file: give the folder of the checkpoint")
     if is_run_dir(path) or is_checkpoint_dir(path):
         return "run"
+    if (path / DESCRIPTION).is_file():
+        return "quantised"
     if (path / "config.json").is_file():
         return "huggingface"
     if any((path / name).is_file() for name in _ORBAX_FILES):

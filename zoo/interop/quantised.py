@@ -1,7 +1,7 @@
 """Models with packed weights, in memory and in folders of our own: `quantised.json` and safetensors.
 
-The matrices of attention and dense feed-forward layers and the embedding are packed (`zoo.nn.packed`); norms, biases and
-encoders of media stay as they are. A packed parameter NAME is stored as NAME/packed (uint8, int8) and NAME/scales.
+The matrices of attention and dense feed-forward layers and the embedding are packed (`zoo.nn.packed`); norms, biases
+and encoders of media stay as they are. A packed parameter NAME is stored as NAME/packed (uint8, int8) and NAME/scales.
 """
 
 import json
@@ -87,7 +87,9 @@ def packed_model(model: Any, packing: Packing, on_tensor: OnTensor | None = None
     return _build(model.config, model.execution, values.__getitem__, "stored")
 
 
-def packed_values(model: Any, packing: Packing | None, on_tensor: OnTensor | None = None) -> Iterator[tuple[str, Value]]:
+def packed_values(
+    model: Any, packing: Packing | None, on_tensor: OnTensor | None = None
+) -> Iterator[tuple[str, Value]]:
     """Every parameter by its per-layer name, packed where `packing` says so. What is packed already stays as it is, bit
     for bit. Raises `UserError` for experts, and for axes that groups do not divide."""
     if packing is not None:
@@ -124,7 +126,8 @@ def _pack(name: str, value: np.ndarray, bits: int, packing: Packing) -> PackedWe
 
 def _check_dense(config: Any) -> None:
     if not isinstance(config, Gemma2Config | GeminiConfig):
-        raise UserError(f"weights of a {type(config).__name__.removesuffix('Config')} are not packed: dense decoders are")
+        family = type(config).__name__.removesuffix("Config")
+        raise UserError(f"weights of a {family} are not packed: dense decoders are")
     if getattr(config, "experts", None) is not None:
         raise UserError("weights of experts are not packed: quantise a dense model, such as a distilled one")
 
@@ -183,8 +186,8 @@ def save_quantised(
 
 def _as_packed(packing: Packing, name: str, value: PackedWeight) -> Packing:
     """The packing of a model that came packed, from one weight after the other."""
-    width = {"embedding_bits" if _TABLE.fullmatch(name) else "bits": value.bits}
-    return replace(packing, **width, group=value.group, scale_dtype=value.scales.dtype.name)
+    width: dict[str, Any] = {"embedding_bits" if _TABLE.fullmatch(name) else "bits": value.bits}
+    return replace(packing, **width, group=value.group, scale_dtype=value.scales.dtype.name)  # type: ignore[arg-type]
 
 
 def read_quantised(folder: Path) -> tuple[Any, Packing]:
@@ -259,7 +262,8 @@ def load_quantised(
     model = _build(config, execution, lambda name: read(name, shapes[name]), param_dtype or execution.param_dtype)
     unexpected = sorted(set(stored.tensors) - read_names)
     if unexpected:
-        raise UserError(f"{folder}: unexpected tensor {unexpected[0]} ({len(unexpected)} in all): this is another model")
+        others = f"{unexpected[0]} ({len(unexpected)} in all)"
+        raise UserError(f"{folder}: unexpected tensor {others}: this is another model")
     return model
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from zoo.interop.safetensors_folder import INDEX_FILE, SINGLE_FILE
 
-_FORMAT_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64"}
+_FORMAT_NAMES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16", "int64": "I64", "uint8": "U8", "int8": "I8"}
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class TensorToWrite:
     shape: tuple[int, ...]
     """Its dimensions."""
     dtype: np.dtype
-    """float32, bfloat16, float16 or int64."""
+    """float32, bfloat16, float16, int64, uint8 or int8."""
 
     @property
     def size(self) -> int:

@@ -139,7 +139,8 @@ class Decoder(nnx.Module):
 
     def output_embedding(self) -> Float[Array, "v d"]:
         """The output head in the compute dtype, for losses that work on parts of the logits."""
-        return self.embedder.output_table().astype(self.execution.dtype)
+        table: Any = self.embedder.output_table()
+        return table.astype(self.execution.dtype)
 
     def rotary(self, positions: Int[Array, "b t"]) -> Any:
         """What the layers rotate queries and keys by."""

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from zoo.data import Tokenizer
+from zoo.data import MediaVocabulary, Tokenizer
 from zoo.errors import UserError
 from zoo.recipes.recipe import Recipe
 
@@ -41,6 +41,7 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
             f"data.vocab_size={data.vocab_size} is larger than model.vocab_size={model.vocab_size}: "
             "the tokenizer would have tokens that the model does not know"
         )
+    check_media(recipe)
     needed, available = least_bytes(recipe, mesh), memory_bytes(mesh)
     if available is not None and needed > available:
         raise UserError(
@@ -52,6 +53,29 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
         )
 
 
+def check_media(recipe: Recipe) -> None:
+    """Raises `UserError` if the data's media are not cut as the model's encoders take them."""
+    media, model = recipe.data.media, recipe.model
+    if recipe.data.format != "interleaved":
+        return
+    vision: Any = getattr(model, "vision", None)
+    audio: Any = getattr(model, "audio", None)
+    if media.patches_per_row and vision is None:
+        raise UserError("data.media.patches_per_row is above 0 and the model has no image encoder (model.vision)")
+    if media.clips_per_row and audio is None:
+        raise UserError("data.media.clips_per_row is above 0 and the model has no audio encoder (model.audio)")
+    pairs: list[tuple[str, int, str, int]] = []
+    if media.patches_per_row:
+        pairs += [("patch_size", media.patch_size, "vision.patch_size", vision.patch_size)]
+        pairs += [("merge", media.merge, "vision_merge", getattr(model, "vision_merge", media.merge))]
+    if media.clips_per_row:
+        pairs += [("mel_bins", media.mel_bins, "audio.num_mel_bins", audio.num_mel_bins)]
+        pairs += [("audio_reduction", media.audio_reduction, "audio.reduction", audio.reduction)]
+    for ours, value, theirs, wanted in pairs:
+        if value != wanted:
+            raise UserError(f"data.media.{ours}={value} must be the model's {theirs}, {wanted}")
+
+
 def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, source: str) -> None:
     """Raises `UserError` if the tokenizer has more tokens than the model, or another fingerprint than `expected`, that
     of the tokenizer that `source` was trained with."""
@@ -60,6 +84,14 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, 
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows model.vocab_size="
             f"{recipe.model.vocab_size}: use the model's own tokenizer, or raise model.vocab_size"
         )
+    if recipe.data.format == "interleaved":
+        vocabulary = MediaVocabulary(tokenizer.vocab_size, recipe.data.media.image_codes)
+        if vocabulary.size > recipe.model.vocab_size:
+            raise UserError(
+                f"the tokenizer's {tokenizer.vocab_size} tokens, the media tokens and data.media.image_codes="
+                f"{vocabulary.image_codes} make {vocabulary.size}, the model knows model.vocab_size="
+                f"{recipe.model.vocab_size}: raise it, or lower data.vocab_size"
+            )
     if expected is not None and tokenizer.fingerprint != expected:
         raise UserError(
             f"the tokenizer (sha256 {tokenizer.fingerprint[:12]}...) is not the one that {source} was trained with "

@@ -8,6 +8,7 @@ import typing
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
+from typing import Any
 
 import tyro
 
@@ -33,7 +34,7 @@ def parse_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str, descrip
     Raises:
         UserError: an option is unknown (the nearest one is named), or a value cannot be read.
     """
-    arguments = _full_names(arguments, type(recipe))
+    arguments = _full_names(arguments, recipe)
     if "--help" in arguments or "-h" in arguments:
         tyro.cli(type(recipe), default=recipe, args=["--help"], prog=prog, description=description)
     messages = io.StringIO()
@@ -45,28 +46,26 @@ def parse_recipe(recipe: Recipe, arguments: Sequence[str], *, prog: str, descrip
     except SystemExit:
         raise UserError(_plain(messages.getvalue())) from None
     if unknown:
-        raise UserError(_unknown_message(unknown[0], type(recipe)))
+        raise UserError(_unknown_message(unknown[0], recipe))
     return parsed
 
 
-def option_names(kind: type, prefix: str = "") -> Iterator[str]:
-    """The options that the fields of a dataclass have on the command line, nested ones as `--outer.inner`."""
-    hints = typing.get_type_hints(kind, include_extras=True)
-    for field in dataclasses.fields(kind):
+def option_names(config: Any, prefix: str = "") -> Iterator[str]:
+    """The options that the fields of a dataclass's instance have on the command line, nested ones as `--outer.inner`.
+    A part that the instance does not have (None) has none."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for field in dataclasses.fields(config):
         marks = getattr(hints[field.name], "__metadata__", ())
-        bare = hints[field.name].__origin__ if marks else hints[field.name]
-        name = field.name.replace("_", "-")
+        value, name = getattr(config, field.name), field.name.replace("_", "-")
         if tyro.conf.Fixed in marks or tyro.conf.Suppress in marks:
             continue
-        kinds = (bare, *typing.get_args(bare))
-        nested = [kind for kind in kinds if isinstance(kind, type) and dataclasses.is_dataclass(kind)]
-        for inner in nested:
-            yield from option_names(inner, prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}.")
-        if not nested:
+        if dataclasses.is_dataclass(value):
+            yield from option_names(value, prefix if tyro.conf.OmitArgPrefixes in marks else f"{prefix}{name}.")
+        elif not any(dataclasses.is_dataclass(part) for part in typing.get_args(hints[field.name])):
             yield f"--{prefix}{name}"
 
 
-def _full_names(arguments: Sequence[str], kind: type) -> list[str]:
+def _full_names(arguments: Sequence[str], recipe: Recipe) -> list[str]:
     """The arguments with short names spelled out. An option that is repeated or has lost its value is an error, where
     the parser would take the last one, or nothing for a list."""
     full: list[str] = []
@@ -78,7 +77,7 @@ def _full_names(arguments: Sequence[str], kind: type) -> list[str]:
             full.append(PROFILED_STEPS)
         elif full[-1] == "--data.paths" and bare:
             raise UserError(f"{name} needs at least one file, folder or glob")
-    known = set(option_names(kind))
+    known = set(option_names(recipe))
     counts = Counter(argument.partition("=")[0] for argument in full if argument.startswith("--"))
     for name, count in counts.items():
         if name in known and count > 1:
@@ -86,11 +85,11 @@ def _full_names(arguments: Sequence[str], kind: type) -> list[str]:
     return full
 
 
-def _unknown_message(argument: str, kind: type) -> str:
+def _unknown_message(argument: str, recipe: Recipe) -> str:
     name = argument.partition("=")[0].replace("_", "-")
     if not name.startswith("--"):
         return f"unexpected argument {argument!r}: options are written --name value, and the recipe's name comes first"
-    names = [*SHORT_NAMES, *option_names(kind)]
+    names = [*SHORT_NAMES, *option_names(recipe)]
     # A field's own name without the name of what it belongs to (--learning-rate) is the likeliest slip.
     close = [known for known in names if known.rsplit(".", 1)[-1] == name.lstrip("-").rsplit(".", 1)[-1]]
     close = close or get_close_matches(name, names, n=1, cutoff=0.5)

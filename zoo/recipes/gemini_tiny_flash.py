@@ -2,8 +2,8 @@
 
     python -m zoo.train gemini-tiny-flash
 
-On the source text of Python's standard library. `zoo.load("runs/gemini-tiny-flash")` gives the student. Validation is the student's loss on real labels; the teacher's
-stands beside it as validation_teacher_loss.
+On the source text of Python's standard library. `zoo.load("runs/gemini-tiny-flash")` gives the student. Validation is
+the student's loss on real labels; the teacher's stands beside it as validation_teacher_loss.
 
 Cost: per token 2.6 times the arithmetic of the student alone (7.3 against 2.7 MFLOP forward).
 Expected result: not run to its end by the authors.
