@@ -41,7 +41,6 @@ def build_layers(
     return nnx.List(layers)
 
 
-# LEAD'S NOTE (temporary): helpers, read /tmp/brief/lead_notes.md and /tmp/brief/decoder_contract.md
 def run_layers(
     layers: nnx.List,
     x: jax.Array,
