@@ -64,6 +64,14 @@ def test_a_run_is_exported_with_its_tokenizer_and_dtype(tmp_path):
     assert theirs(text)["input_ids"] == tokenizer.encode(text, bos=True)
 
 
+def test_an_encoder_is_opened_as_what_it_is(repository, tmp_path, capsys):
+    encoder = repository / "tests" / "goldens" / "encoders" / "siglip"
+    main([str(encoder), str(tmp_path / "out"), "--format", "huggingface"])
+    written = capsys.readouterr()
+    assert "transformers.AutoModel.from_pretrained(" in written.out and "tokenizer" not in written.err
+    assert tensors(tmp_path / "out") == tensors(encoder)
+
+
 def refusal(*arguments: str | Path) -> str:
     with pytest.raises(UserError) as raised:
         main([str(argument) for argument in arguments])
@@ -73,7 +81,7 @@ def refusal(*arguments: str | Path) -> str:
 
 def test_wrong_input_is_one_line(golden_dir, tmp_path):
     out = tmp_path / "out"
-    assert "--format" in refusal(golden_dir, out, "--format", "gguf")
+    assert "--format" in refusal(golden_dir, out, "--format", "onnx")
     assert "no such file" in refusal(tmp_path / "absent", out, "--format", "orbax")
     assert "--max-shard-gb" in refusal(golden_dir, out, "--format", "huggingface", "--max-shard-gb", "-1")
     assert "would replace" in refusal(golden_dir, golden_dir, "--format", "huggingface", "--overwrite")

@@ -2,6 +2,8 @@
 
 python -m zoo.export runs/first exported --format huggingface --dtype bfloat16
 python -m zoo.export gemma-2-2b gemma-2-2b-orbax --format deepmind
+python -m zoo.export runs/first packed --format quantised --bits 4
+python -m zoo.export packed phone --format gguf
 """
 
 import logging
@@ -20,6 +22,8 @@ _OPENING = {
     "huggingface": "transformers.AutoModelForCausalLM.from_pretrained({path!r})",
     "orbax": "zoo.load({path!r}), or --checkpoint / --init-from {path} of the commands",
     "deepmind": "gemma.gm.ckpts.load_params({path!r})",
+    "quantised": "zoo.load({path!r}), or --checkpoint {path} of zoo.generate and zoo.score",
+    "gguf": "llama-cli -m {path}/model.gguf",
 }
 
 
@@ -28,13 +32,21 @@ class Export:
     """Writes the weights of a checkpoint in another format, in one piece or not at all. Needs no accelerator."""
 
     checkpoint: Annotated[Path, tyro.conf.Positional]
-    """A run directory of zoo.train, a checkpoint in it, a Hugging Face folder, or a google-deepmind/gemma tree."""
+    """A run directory of zoo.train, a checkpoint in it, a Hugging Face folder, a google-deepmind/gemma tree, or packed
+    weights (quantised)."""
     out: Annotated[Path, tyro.conf.Positional]
     """The new folder; must not exist or be empty."""
-    format: Literal["huggingface", "orbax", "deepmind"]
-    """huggingface: opens in transformers. orbax: the zoo's own. deepmind: the google-deepmind/gemma tree (flat)."""
+    format: Literal["huggingface", "orbax", "deepmind", "quantised", "gguf"]
+    """huggingface: opens in transformers. orbax: the zoo's own. deepmind: the google-deepmind/gemma tree (flat).
+    quantised: the zoo's own, with packed weights. gguf: for llama.cpp and other on-device runtimes, packed or not."""
     dtype: Literal["float32", "bfloat16"] | None = None
-    """Dtype of the weights; default: as stored, bit for bit."""
+    """Dtype of the weights that are not packed; default: as stored, bit for bit."""
+    bits: Literal[4, 8] | None = None
+    """Bits of a packed weight. Default: 4 for quantised; gguf packs nothing that is not packed already."""
+    embedding_bits: Literal[4, 8] | None = None
+    """Of the embedding, which is the output head as well; default: as --bits."""
+    group: int = 32
+    """Weights that share a scale (quantised); gguf knows 32 only."""
     max_shard_gb: float = 5.0
     """Largest size of one weight file (huggingface)."""
     overwrite: bool = False
@@ -46,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parse_command(Export, "zoo.export", argv)
     if not 0 < options.max_shard_gb < 1e6:
         raise UserError(f"--max-shard-gb must be above 0, got {options.max_shard_gb}")
+    _check_packing(options)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # an export fills the host's memory, not an accelerator's
@@ -59,13 +72,48 @@ def main(argv: Sequence[str] | None = None) -> None:
     tensors = None if known is None else len(known.places(config))
     with _Progress("reading", tensors) as progress:
         loaded = load(options.checkpoint, param_dtype="stored", on_tensor=progress.advance)
+    if loaded.source == "quantised":
+        if options.format not in _PACKED:
+            raise UserError(
+                f"{options.checkpoint} holds packed weights: they go to quantised or gguf, not {options.format}"
+            )
+        if options.bits:
+            raise UserError(f"{options.checkpoint} is packed already: leave out --bits, or export what it was made of")
     with _Progress("writing", tensors) as progress:
         _write(loaded, options, progress)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
     print(f"wrote {options.out} ({size / 1e6:.1f} MB, {options.format}) from {options.checkpoint} ({loaded.source})")
-    print(f"open it with {_OPENING[options.format].format(path=str(options.out))}")
-    if loaded.tokenizer_folder is None:
+    opening = _OPENING[options.format].format(path=str(options.out))
+    is_decoder = known is None or known.is_decoder
+    print(f"open it with {opening if is_decoder else opening.replace('AutoModelForCausalLM', 'AutoModel')}")
+    if is_decoder and loaded.tokenizer_folder is None:
         print("the checkpoint has no tokenizer, so the export has none", file=sys.stderr)
+
+
+_PACKED = ("quantised", "gguf")
+
+
+def _check_packing(options: Export) -> None:
+    if options.format not in _PACKED and (options.bits or options.embedding_bits or options.group != 32):
+        raise UserError(
+            f"--bits, --embedding-bits and --group belong to --format quantised or gguf, not {options.format}"
+        )
+    if options.format == "gguf" and options.embedding_bits and not options.bits:
+        raise UserError("--embedding-bits needs --bits: otherwise nothing is packed")
+
+
+def _write_packed(loaded, options: Export, progress: "_Progress") -> None:
+    from zoo.interop import Packing, save_gguf, save_quantised
+
+    packing = Packing(options.bits or 4, options.embedding_bits, options.group)
+    written = dict(
+        tokenizer=loaded.tokenizer, dtype=options.dtype, overwrite=options.overwrite, on_tensor=progress.advance
+    )
+    if options.format == "quantised":
+        save_quantised(loaded.model, options.out, packing, **written)
+    else:
+        name = options.checkpoint.resolve().name
+        save_gguf(loaded.model, options.out, packing if options.bits else None, name=name, **written)
 
 
 def _write(loaded, options: Export, progress: "_Progress") -> None:
@@ -73,7 +121,9 @@ def _write(loaded, options: Export, progress: "_Progress") -> None:
     from zoo.interop.huggingface import carried_files
 
     out, dtype, overwrite = options.out, options.dtype, options.overwrite
-    if options.format == "huggingface":
+    if options.format in _PACKED:
+        _write_packed(loaded, options, progress)
+    elif options.format == "huggingface":
         save_huggingface(
             loaded.model,
             out,

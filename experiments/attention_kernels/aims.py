@@ -1,7 +1,6 @@
 """The goals, and whether they are reached."""
 
-from dataclasses import dataclass
-
+from experiments.aim import Aim
 from experiments.attention_kernels.gpu_kernels import GpuKernel
 from experiments.attention_kernels.hardware import ZOO_KERNELS, Time
 from experiments.attention_kernels.lengths import Growth, Memory
@@ -17,20 +16,6 @@ MEMORY_GROWTH = 4.0
 """128k over 32k tokens."""
 TRIP_GROWTH = 16.0
 """128k over 8k tokens."""
-
-
-@dataclass(frozen=True)
-class Aim:
-    """One goal."""
-
-    what: str
-    """What is measured."""
-    aim: str
-    """The goal, in words."""
-    measured: str
-    """The figure."""
-    reached: bool
-    """Whether it is."""
 
 
 def ratio(passes: list[Pass], ours: Pass) -> float:

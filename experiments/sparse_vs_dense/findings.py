@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from experiments.aim import Aim
 from experiments.sparse_vs_dense.arms import CAPACITY, CHANGES, DENSE, NO_BALANCING, SPARSE
 from experiments.sparse_vs_dense.worker import Result
 
@@ -96,20 +97,6 @@ def unevenness(result: Result) -> float:
 def idle_experts(result: Result, below: float = 0.1) -> int:
     """Experts, of all layers, with less than this part of a balanced load."""
     return sum(part * len(layer) < below for layer in result.load for part in layer)
-
-
-@dataclass(frozen=True)
-class Aim:
-    """One goal."""
-
-    what: str
-    """What is compared."""
-    aim: str
-    """The goal."""
-    measured: str
-    """The result."""
-    reached: bool
-    """Whether it is at least as good as the goal."""
 
 
 def aims(runs: Sequence[Result]) -> list[Aim]:

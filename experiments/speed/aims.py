@@ -1,28 +1,14 @@
 """The goals that this experiment was set, each beside what was measured."""
 
 import statistics
-from dataclasses import dataclass
 
+from experiments.aim import Aim
 from experiments.speed.contest import Contest
 from experiments.speed.local_attention import LengthResult
 from experiments.speed.peers import PEERS, ZOO
 
 MAX_TIME_GROWTH = 9.0
 """A local layer at T = 16,384 may take this many times as long as at T = 2,048 (8 = linear)."""
-
-
-@dataclass(frozen=True)
-class Aim:
-    """One goal."""
-
-    what: str
-    """What is compared."""
-    aim: str
-    """The goal."""
-    measured: str
-    """The result, in the same unit."""
-    reached: bool
-    """Whether the result is at least as good as the goal."""
 
 
 def peers_of(mode: str, contest: Contest) -> list[str]:

@@ -47,7 +47,7 @@ def test_however_it_is_computed_the_logits_are_the_same(case, execution):
 MISTAKES = {
     "weights are not renormalised": {"experts": {"routing": "softmax_topk"}},
     "weights are doubled": {"experts": {"routing_scale": 2.0}},
-    "GeGLU": {"experts": {"activation": "gelu"}},
+    "GeGLU": {"experts": {"activation": "gelu_tanh"}},
     "one expert": {"experts": {"experts_per_token": 1}},
     "a window of one more": {"sliding_window": 6},
     "a window of one less": {"sliding_window": 4},

@@ -38,6 +38,11 @@ class SentencePieceTokenizer(Tokenizer):
         self._has_bytes = self.id_of("<0xE2>") is not None
         self._dummy_prefix = self._processor.id_to_piece(self._processor.encode("a")[0]).startswith(SPACE)
 
+    @property
+    def serialized(self) -> bytes:
+        """The content of its tokenizer.model."""
+        return self._data
+
     def id_of(self, piece: str) -> int | None:
         found = self._processor.piece_to_id(piece)
         return None if found == self._unknown_id and self._processor.id_to_piece(found) != piece else found

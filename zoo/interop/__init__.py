@@ -5,6 +5,7 @@
 
 from zoo.interop.deepmind import load_deepmind as load_deepmind
 from zoo.interop.deepmind import save_deepmind as save_deepmind
+from zoo.interop.gguf import save_gguf as save_gguf
 from zoo.interop.huggingface import load_huggingface as load_huggingface
 from zoo.interop.huggingface import save_huggingface as save_huggingface
 from zoo.interop.load import Loaded as Loaded

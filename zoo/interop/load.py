@@ -110,7 +110,7 @@ def load(
     part_of(None, part, path)
     if source == "quantised":
         if mesh is not None:
-            raise UserError(f"{path}: packed weights are not spread over a mesh; load them on one device")
+            raise UserError(f"{path}: packed weights are for inference on one device, not for training or a mesh")
         model = load_quantised(path, execution=execution, param_dtype=param_dtype, on_tensor=on_tensor)
         return Loaded(model, path, source, path if _has_tokenizer(path) else None)
     read = huggingface.load_huggingface if source == "huggingface" else deepmind.load_deepmind

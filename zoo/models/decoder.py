@@ -12,14 +12,16 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from zoo.errors import UserError
 from zoo.kernels.platform import target_platform
-from zoo.nn import Embedder, Execution, LayerCache, empty_cache, rope_angles, run_layers
+from zoo.nn import Embedder, Execution, LayerCache, RMSNorm, build_layers, empty_cache, rope_angles, run_layers
 from zoo.parallel import axis_divisions, divided, own_part, spmd, state_axes, sum_over
+from zoo.training.mfu import decoder_forward_flops_per_token
 
 Cache = tuple[LayerCache, ...]
 
 
-class DecoderConfig(Protocol):
+class DecoderFields(Protocol):
     """What `Decoder` reads from an architecture's config."""
 
     @property
@@ -35,6 +37,8 @@ class DecoderConfig(Protocol):
     @property
     def rope_theta(self) -> float: ...
     @property
+    def norm_eps(self) -> float: ...
+    @property
     def final_logit_soft_cap(self) -> float | None: ...
     @property
     def max_position_embeddings(self) -> int: ...
@@ -44,6 +48,47 @@ class DecoderConfig(Protocol):
 
     def window(self, layer: int) -> int | None:
         """Sliding window of a layer; None = global."""
+
+
+def check_sizes(config: Any, *more: str) -> None:
+    """Raises `UserError` for sizes that no decoder has; `more` are names of further sizes of this one."""
+    for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim",
+                 "max_position_embeddings", *more):  # fmt: skip
+        if getattr(config, name) < 1:
+            raise UserError(f"model.{name} must be at least 1, got {getattr(config, name)}")
+    if config.num_heads % config.num_kv_heads:
+        raise UserError(f"model.num_heads={config.num_heads} is not a multiple of num_kv_heads={config.num_kv_heads}")
+    if config.head_dim % 2:
+        raise UserError(f"model.head_dim must be even for rotary positions, got {config.head_dim}")
+    check_positive(config, "rope_theta", "norm_eps")
+
+
+def check_positive(config: Any, *names: str) -> None:
+    """Raises `UserError` for a field that is neither above zero nor None."""
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise UserError(f"model.{name} must be positive, got {value}")
+
+
+def check_layer_types(layer_types: tuple[str, ...]) -> None:
+    """Raises `UserError` for a pattern that is not of local and global layers."""
+    if not layer_types or set(layer_types) - {"local", "global"}:
+        raise UserError(f"model.layer_types must be a sequence of 'local' and 'global', got {layer_types}")
+
+
+def decoder_flops(config: Any, sequence_length: int, *, hidden_dim: int) -> float:
+    """Forward floating-point operations per token of a decoder all of whose feed-forward layers have this width."""
+    return decoder_forward_flops_per_token(
+        embed_dim=config.embed_dim,
+        num_heads=config.num_heads,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        hidden_dim=hidden_dim,
+        vocab_size=config.vocab_size,
+        windows=[config.window(layer) for layer in range(config.num_layers)],
+        sequence_length=sequence_length,
+    )
 
 
 @functools.partial(
@@ -70,15 +115,43 @@ class LayerContext:
 class Decoder(nnx.Module):
     """Tokens to logits; see `zoo.nn.stacking` for the two layouts of `layers`.
 
-    A subclass sets `config`, `execution`, `embedder`, `layers` and `final_norm`, whose layers are
-    called as `layer(x, context: LayerContext, cache) -> (x, cache, statistics of its router or None)`.
+    A subclass makes the layers, which are called as
+    `layer(x, context: LayerContext, cache) -> (x, cache, statistics of its router or None)`.
     """
 
     config: Any
-    execution: Execution
-    embedder: Embedder
-    layers: nnx.List
-    final_norm: nnx.Module
+
+    def __init__(
+        self,
+        config: DecoderFields,
+        *,
+        scaled: bool = True,
+        tied: bool = True,
+        execution: Execution | None = None,
+        rngs: nnx.Rngs,
+    ):
+        """scaled, tied: of the `Embedder`."""
+        execution = execution or Execution()
+        self.config, self.execution = config, execution
+        self.embedder = Embedder(
+            config.vocab_size, config.embed_dim, scaled=scaled, tied=tied, execution=execution, rngs=rngs
+        )
+        self.layers = build_layers(
+            lambda position, rngs: self.make_layer(position, rngs=rngs),
+            config.num_layers,
+            config.pattern_length,
+            execution=execution,
+            rngs=rngs,
+        )
+        self.final_norm = self.make_norm(rngs=rngs)
+
+    def make_layer(self, position: int, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The layer at a place of the repeating unit."""
+        raise NotImplementedError
+
+    def make_norm(self, *, rngs: nnx.Rngs) -> nnx.Module:
+        """The norm before the output head."""
+        return RMSNorm(self.config.embed_dim, eps=self.config.norm_eps, execution=self.execution, rngs=rngs)
 
     @property
     def has_experts(self) -> bool:

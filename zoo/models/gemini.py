@@ -19,12 +19,18 @@ import jax
 from flax import nnx
 
 from zoo.errors import UserError
-from zoo.models.decoder import Decoder, LayerContext
+from zoo.models.decoder import (
+    Decoder,
+    LayerContext,
+    check_layer_types,
+    check_positive,
+    check_sizes,
+    decoder_flops,
+)
 from zoo.models.gemma3n_audio import Gemma3nAudio, Gemma3nAudioConfig
 from zoo.models.siglip import Siglip, SiglipConfig
 from zoo.nn import (
     Attention,
-    Embedder,
     Execution,
     ExpertsConfig,
     GatedFeedForward,
@@ -32,12 +38,10 @@ from zoo.nn import (
     RMSNorm,
     SoftTokenProjector,
     SparseFeedForward,
-    build_layers,
     gathered_outside_layers,
     place_soft_tokens,
 )
 from zoo.parallel import own_part
-from zoo.training.mfu import decoder_forward_flops_per_token
 
 
 @dataclass(frozen=True)
@@ -99,24 +103,13 @@ class GeminiConfig:
     """Filler, never seen by a real token."""
 
     def __post_init__(self):
-        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim",
-                     "sliding_window", "max_position_embeddings", "experts_every", "vision_merge"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f"model.num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise UserError(f"model.head_dim must be even for rotary positions, got {self.head_dim}")
-        if not self.layer_types or set(self.layer_types) - {"local", "global"}:
-            raise UserError(f"model.layer_types must be a sequence of 'local' and 'global', got {self.layer_types}")
+        check_sizes(self, "hidden_dim", "sliding_window", "experts_every", "vision_merge")
+        check_layer_types(self.layer_types)
+        check_positive(self, "attn_logit_soft_cap", "final_logit_soft_cap")
         if self.block not in ("serial", "parallel"):
             raise UserError(f"model.block must be 'serial' or 'parallel', got {self.block!r}")
         if self.block == "parallel" and self.post_norms:
             raise UserError("model.post_norms must be false where model.block is 'parallel': it has one norm a layer")
-        for name in ("rope_theta", "norm_eps", "attn_logit_soft_cap", "final_logit_soft_cap"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"model.{name} must be positive, got {value}")
 
     @property
     def pattern_length(self) -> int:
@@ -159,17 +152,7 @@ class GeminiConfig:
     def flops_per_token(self, sequence_length: int) -> float:
         """Forward floating-point operations per token of text; a training step takes three times as many. Encoders are
         not counted."""
-        windows = [self.window(layer) for layer in range(self.num_layers)]
-        flops = decoder_forward_flops_per_token(
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            hidden_dim=self.hidden_dim,
-            vocab_size=self.vocab_size,
-            windows=windows,
-            sequence_length=sequence_length,
-        )
+        flops = decoder_flops(self, sequence_length, hidden_dim=self.hidden_dim)
         if self.experts is None:
             return flops
         extra = self.experts.flops_per_token(self.embed_dim) - 6 * self.embed_dim * self.hidden_dim
@@ -232,28 +215,22 @@ class Gemini(Decoder):
     config: GeminiConfig
 
     def __init__(self, config: GeminiConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
-        execution = execution or Execution()
-        self.config, self.execution = config, execution
-        self.embedder = Embedder(config.vocab_size, config.embed_dim, execution=execution, rngs=rngs)
-        self.layers = build_layers(
-            lambda position, rngs: GeminiLayer(config, position, execution=execution, rngs=rngs),
-            config.num_layers,
-            config.pattern_length,
-            execution=execution,
-            rngs=rngs,
-        )
-        self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, execution=execution, rngs=rngs)
+        super().__init__(config, execution=execution, rngs=rngs)
         if config.vision is not None:
-            self.vision = Siglip(config.vision, execution=execution, rngs=rngs)
+            self.vision = Siglip(config.vision, execution=self.execution, rngs=rngs)
             self.vision_projector = self._projector(config.vision.embed_dim, config.vision_merge**2, rngs)
         if config.audio is not None:
-            self.audio = Gemma3nAudio(config.audio, execution=execution, rngs=rngs)
+            self.audio = Gemma3nAudio(config.audio, execution=self.execution, rngs=rngs)
             self.audio_projector = self._projector(config.audio.embed_dim, 1, rngs)
 
     @property
     def has_experts(self) -> bool:
         """Whether layers give statistics of a router."""
         return self.config.experts is not None
+
+    def make_layer(self, position: int, *, rngs: nnx.Rngs) -> GeminiLayer:
+        """The layer at a place of the repeating unit."""
+        return GeminiLayer(self.config, position, execution=self.execution, rngs=rngs)
 
     def _projector(self, width: int, pooled: int, rngs: nnx.Rngs) -> SoftTokenProjector:
         config = self.config

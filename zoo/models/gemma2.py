@@ -12,10 +12,15 @@ from dataclasses import dataclass, replace
 import jax
 from flax import nnx
 
-from zoo.errors import UserError
-from zoo.models.decoder import Decoder, LayerContext
-from zoo.nn import Attention, Embedder, Execution, GatedFeedForward, LayerCache, RMSNorm, build_layers
-from zoo.training.mfu import decoder_forward_flops_per_token
+from zoo.models.decoder import (
+    Decoder,
+    LayerContext,
+    check_layer_types,
+    check_positive,
+    check_sizes,
+    decoder_flops,
+)
+from zoo.nn import Attention, Execution, GatedFeedForward, LayerCache, RMSNorm
 
 
 @dataclass(frozen=True)
@@ -60,20 +65,9 @@ class Gemma2Config:
     """Filler, never seen by a real token."""
 
     def __post_init__(self):
-        for name in ("vocab_size", "embed_dim", "num_layers", "num_heads", "num_kv_heads", "head_dim", "hidden_dim",
-                     "sliding_window", "max_position_embeddings"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise UserError(f"model.{name} must be at least 1, got {getattr(self, name)}")
-        if self.num_heads % self.num_kv_heads:
-            raise UserError(f"model.num_heads={self.num_heads} is not a multiple of num_kv_heads={self.num_kv_heads}")
-        if self.head_dim % 2:
-            raise UserError(f"model.head_dim must be even for rotary positions, got {self.head_dim}")
-        if not self.layer_types or set(self.layer_types) - {"local", "global"}:
-            raise UserError(f"model.layer_types must be a sequence of 'local' and 'global', got {self.layer_types}")
-        for name in ("query_pre_attn_scalar", "rope_theta", "norm_eps", "attn_logit_soft_cap", "final_logit_soft_cap"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"model.{name} must be positive, got {value}")
+        check_sizes(self, "hidden_dim", "sliding_window")
+        check_layer_types(self.layer_types)
+        check_positive(self, "query_pre_attn_scalar", "attn_logit_soft_cap", "final_logit_soft_cap")
 
     @property
     def pattern_length(self) -> int:
@@ -92,16 +86,7 @@ class Gemma2Config:
 
     def flops_per_token(self, sequence_length: int) -> float:
         """Forward floating-point operations per token of a sequence; a training step takes three times as many."""
-        return decoder_forward_flops_per_token(
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            hidden_dim=self.hidden_dim,
-            vocab_size=self.vocab_size,
-            windows=[self.window(layer) for layer in range(self.num_layers)],
-            sequence_length=sequence_length,
-        )
+        return decoder_flops(self, sequence_length, hidden_dim=self.hidden_dim)
 
 
 class DecoderLayer(nnx.Module):
@@ -143,18 +128,9 @@ class Gemma2(Decoder):
 
     config: Gemma2Config
 
-    def __init__(self, config: Gemma2Config, *, execution: Execution | None = None, rngs: nnx.Rngs):
-        execution = execution or Execution()
-        self.config, self.execution = config, execution
-        self.embedder = Embedder(config.vocab_size, config.embed_dim, execution=execution, rngs=rngs)
-        self.layers = build_layers(
-            lambda position, rngs: DecoderLayer(config, position, execution=execution, rngs=rngs),
-            config.num_layers,
-            config.pattern_length,
-            execution=execution,
-            rngs=rngs,
-        )
-        self.final_norm = RMSNorm(config.embed_dim, eps=config.norm_eps, execution=execution, rngs=rngs)
+    def make_layer(self, position: int, *, rngs: nnx.Rngs) -> DecoderLayer:
+        """The layer at a place of the repeating unit."""
+        return DecoderLayer(self.config, position, execution=self.execution, rngs=rngs)
 
 
 GEMMA2_2B = Gemma2Config(

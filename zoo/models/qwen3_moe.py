@@ -1,7 +1,8 @@
 """Qwen3-MoE (arXiv 2505.09388): 128 small experts, eight of them per token, and norms of queries and keys.
 
-Like Mixtral (`zoo.models.mixtral`), but that queries and keys are normed before they are rotated, that some layers may
-be dense, and that the weights of a token's experts are renormalised only by `routing`. Presets at the bottom.
+Like Mixtral (`zoo.models.sparse_decoder`), but that queries and keys are normed before they are rotated, that some
+layers may be dense, and that the weights of a token's experts are renormalised only by `routing`. Presets at the
+bottom.
 """
 
 from dataclasses import dataclass
@@ -10,32 +11,19 @@ from typing import Any
 from flax import nnx
 
 from zoo.errors import UserError
-from zoo.models.mixtral import SparseDecoder, SparseDecoderLayer, check_sizes, mixtral_experts
-from zoo.nn.experts import ExpertsConfig, SparseFeedForward
-from zoo.nn.feed_forward import GatedFeedForward
-from zoo.training.mfu import decoder_forward_flops_per_token
+from zoo.models.decoder import check_sizes
+from zoo.models.mixtral import mixtral_experts
+from zoo.models.sparse_decoder import SparseDecoder, SparseDecoderConfig, check_window
+from zoo.nn import Attention, GatedFeedForward, SparseFeedForward
 
 
-@dataclass(frozen=True)
-class Qwen3MoeConfig:
-    """Architecture of a Qwen3-MoE model."""
+@dataclass(frozen=True, kw_only=True)
+class Qwen3MoeConfig(SparseDecoderConfig):
+    """Architecture of a Qwen3-MoE model. `experts.routing` "softmax_topk_renormalised" is `norm_topk_prob`,
+    "softmax_topk" is without."""
 
-    vocab_size: int
-    """Rows of the embedding and of the output head."""
-    embed_dim: int
-    """Model width D."""
-    num_layers: int
-    """Decoder layers."""
-    num_heads: int
-    """Query heads N."""
-    num_kv_heads: int
-    """Key/value heads K; N is a multiple of K."""
-    head_dim: int
-    """Width H of one head."""
     hidden_dim: int
     """Width of gate and up of a dense layer, each; of no account where there is none."""
-    experts: ExpertsConfig
-    """The sparse feed-forward; routing "softmax_topk_renormalised" is `norm_topk_prob`, "softmax_topk" is without."""
     layer_kinds: tuple[str, ...] = ("sparse",)
     """The repeating pattern of "sparse" and "dense" layers (decoder_sparse_step, mlp_only_layers)."""
     sliding_window: int | None = None
@@ -46,12 +34,6 @@ class Qwen3MoeConfig:
     """Added to the mean square in every norm."""
     max_position_embeddings: int = 40_960
     """Context length the model was trained for."""
-    bos_token_id: int | None = None
-    """Token before every document; None = none."""
-    eos_token_ids: tuple[int, ...] = ()
-    """Tokens that end a generation."""
-    pad_token_id: int = 0
-    """Filler, never seen by a real token."""
 
     def __post_init__(self):
         check_sizes(self, "hidden_dim")
@@ -59,13 +41,7 @@ class Qwen3MoeConfig:
             raise UserError(
                 f"model.layer_kinds must hold 'sparse' and perhaps 'dense', at least one 'sparse': {self.layer_kinds}"
             )
-        if self.sliding_window is not None and self.sliding_window < 1:
-            raise UserError(f"model.sliding_window must be at least 1, got {self.sliding_window}")
-
-    @property
-    def final_logit_soft_cap(self) -> None:
-        """Logits have no cap."""
-        return None
+        check_window(self.sliding_window)
 
     @property
     def pattern_length(self) -> int:
@@ -85,34 +61,11 @@ class Qwen3MoeConfig:
         """Layers that are a mixture of experts."""
         return sum(map(self.is_sparse, range(self.num_layers)))
 
-    def num_parameters(self) -> int:
-        """Parameters of the whole model, embedding and head counted each."""
-        return self._parameters(self.experts.num_parameters(self.embed_dim))
+    def _extra_attention_parameters(self) -> int:
+        return 2 * self.head_dim
 
-    def num_active_parameters(self) -> int:
-        """Parameters that one token uses, embedding and head counted each."""
-        return self._parameters(self.experts.num_active_parameters(self.embed_dim))
-
-    def _parameters(self, experts: int) -> int:
-        attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads) + 2 * self.head_dim
-        dense = (self.num_layers - self.num_sparse_layers) * 3 * self.embed_dim * self.hidden_dim
-        layers = self.num_layers * (attention + 2 * self.embed_dim) + self.num_sparse_layers * experts + dense
-        return layers + self.embed_dim + 2 * self.vocab_size * self.embed_dim
-
-    def flops_per_token(self, sequence_length: int) -> float:
-        """Forward floating-point operations per token of a sequence; a training step takes three times as many."""
-        without = decoder_forward_flops_per_token(
-            embed_dim=self.embed_dim,
-            num_heads=self.num_heads,
-            num_kv_heads=self.num_kv_heads,
-            head_dim=self.head_dim,
-            hidden_dim=0,
-            vocab_size=self.vocab_size,
-            windows=[self.window(layer) for layer in range(self.num_layers)],
-            sequence_length=sequence_length,
-        )
-        dense = 6 * self.embed_dim * self.hidden_dim * (self.num_layers - self.num_sparse_layers)
-        return without + dense + self.num_sparse_layers * self.experts.flops_per_token(self.embed_dim)
+    def _dense_hidden_dim(self) -> int:
+        return self.hidden_dim
 
 
 class Qwen3Moe(SparseDecoder):
@@ -120,16 +73,16 @@ class Qwen3Moe(SparseDecoder):
 
     config: Qwen3MoeConfig
 
-    def _layer(self, layer: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    def make_attention(self, position: int, *, rngs: nnx.Rngs, **options) -> Attention:
+        """With norms of queries and keys."""
+        return super().make_attention(position, rngs=rngs, qk_norm_eps=self.config.norm_eps, **options)
+
+    def make_feed_forward(self, position: int, *, rngs: nnx.Rngs) -> SparseFeedForward | GatedFeedForward:
+        """Sparse or dense."""
         config, execution = self.config, self.execution
-        attention = self._attention(layer, rngs=rngs, qk_norm_eps=config.norm_eps)
-        if config.is_sparse(layer):
-            mlp = SparseFeedForward(config.embed_dim, config.experts, execution=execution, rngs=rngs)
-        else:
-            mlp = GatedFeedForward(
-                config.embed_dim, config.hidden_dim, activation="silu", execution=execution, rngs=rngs
-            )
-        return SparseDecoderLayer(config, attention, mlp, execution=execution, rngs=rngs)
+        if config.is_sparse(position):
+            return super().make_feed_forward(position, rngs=rngs)
+        return GatedFeedForward(config.embed_dim, config.hidden_dim, activation="silu", execution=execution, rngs=rngs)
 
 
 # Turns end with <|im_end|> = 151645, documents with <|endoftext|> = 151643.

@@ -4,26 +4,16 @@ Encoders are small beside the decoders that they serve. On a mesh every device e
 (`run_layers` gathers them), so that nothing here is divided over a tensor group.
 """
 
-from typing import Literal
-
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels import dot_product_attention
+from zoo.nn.activations import Activation, activated
 from zoo.nn.execution import Execution
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
-
-Activation = Literal["gelu", "gelu_tanh", "silu"]
-"""gelu: x * Phi(x) with the error function (Whisper). gelu_tanh: its tanh approximation (SigLIP).
-silu: x * sigmoid(x) (Parakeet)."""
-
-
-def activated(x: Array, activation: Activation) -> Array:
-    """The activation function, element by element."""
-    return jax.nn.silu(x) if activation == "silu" else jax.nn.gelu(x, approximate=activation == "gelu_tanh")
 
 
 class EncoderAttention(nnx.Module):

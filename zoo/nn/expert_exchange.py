@@ -79,7 +79,7 @@ def _send(rows, counts, axes, most, ragged):
     exchange = Exchange(counts, axes, most, ragged)
     if ragged:
         empty = jnp.zeros((len(counts) * most, rows.shape[1]), rows.dtype)
-        there, back = _ragged_offsets(exchange)
+        there, _ = _ragged_offsets(exchange)
         own = exchange.own_counts.reshape(-1)
         return jax.lax.ragged_all_to_all(rows, empty, there[0], exchange.sent_counts, there[1], own, axis_name=axes)
     padded, merged = _padded(exchange), _merged(exchange)
@@ -91,7 +91,7 @@ def _send_back(rows, counts, axes, most, ragged, length):
     exchange = Exchange(counts, axes, most, ragged)
     if ragged:
         empty = jnp.zeros((length, rows.shape[1]), rows.dtype)
-        there, back = _ragged_offsets(exchange)
+        _, back = _ragged_offsets(exchange)
         own = exchange.own_counts.reshape(-1)
         return jax.lax.ragged_all_to_all(rows, empty, back[0], own, back[1], exchange.sent_counts, axis_name=axes)
     padded, merged = _padded(exchange), _merged(exchange)

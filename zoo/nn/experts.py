@@ -16,15 +16,16 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 
 from zoo.errors import UserError, nearest_name
 from zoo.kernels.grouped_matmul import grouped_matmul
+from zoo.nn.activations import activated
 from zoo.nn.execution import Execution
 from zoo.nn.expert_dispatch import Dispatch, collect, sort_all, sort_with_capacity, spread, spread_weights
 from zoo.nn.expert_exchange import Exchange, plan_exchange, send, send_back
-from zoo.nn.feed_forward import GatedFeedForward, activated
+from zoo.nn.feed_forward import GatedFeedForward
 from zoo.nn.parameters import fan_in_normal, parameter, precision_of
 from zoo.nn.router import Router, RouterStatistics, RoutingConvention, count
 from zoo.parallel import divided, enter_sublayer, leave_sublayer
 
-Activation = Literal["gelu", "silu", "clipped_swiglu"]
+ExpertActivation = Literal["gelu_tanh", "silu", "clipped_swiglu"]
 
 CLIP, SLOPE = 7.0, 1.702
 """Of "clipped_swiglu" (openai/gpt-oss, torch/model.py: swiglu)."""
@@ -44,15 +45,16 @@ class ExpertsConfig:
     """How scores become choices and weights (`zoo.nn.router.choose`). Not published; as in Mixtral."""
     routing_scale: float = 1.0
     """Factor of all weights. Not published; 1 as in Mixtral (DeepSeek-V3: 2.5)."""
-    activation: Activation = "gelu"
-    """act(g) * u of an expert: "gelu" gelu_tanh(g) * u (GeGLU), "silu" silu(g) * u (SwiGLU: Mixtral), "clipped_swiglu"
+    activation: ExpertActivation = "gelu_tanh"
+    """act(g) * u of an expert: "gelu_tanh" gelu(g) * u (GeGLU), "silu" silu(g) * u (SwiGLU: Mixtral), "clipped_swiglu"
     g * sigmoid(1.702 g) * (u + 1), g at most 7 and u in -7 .. 7 (gpt-oss). Not published; GeGLU as in Gemma."""
     router_bias: bool = False
     """A bias of the router's scores. Not published; none as in Mixtral (gpt-oss has one)."""
     expert_bias: bool = False
     """Biases of gate, up and down. Not published; none as in Mixtral (gpt-oss has them)."""
     shared_hidden_dim: int = 0
-    """Width of an expert that every token goes through besides; 0 = none. Not published; none as in Mixtral."""
+    """Width of an expert that every token goes through besides; 0 = none. It has no biases, and is SwiGLU where the
+    others are "clipped_swiglu". Not published; none as in Mixtral."""
     dispatch: Literal["dropless", "capacity"] = "dropless"
     """Every choice is computed, or as many per expert as there is room for: of fixed shape, with the same work on every
     device. Not published; dropless as in Mixtral, capacity as in GShard and Switch."""
@@ -81,7 +83,7 @@ class ExpertsConfig:
             )
         for name, known in (
             ("routing", get_args(RoutingConvention)),
-            ("activation", get_args(Activation)),
+            ("activation", get_args(ExpertActivation)),
             ("dispatch", ("dropless", "capacity")),
         ):
             if getattr(self, name) not in known:
@@ -159,7 +161,7 @@ class SparseFeedForward(nnx.Module):
             self.shared = GatedFeedForward(
                 embed_dim,
                 config.shared_hidden_dim,
-                activation="gelu" if config.activation == "gelu" else "silu",
+                activation="silu" if config.activation == "clipped_swiglu" else config.activation,
                 execution=execution,
                 rngs=rngs,
             )
@@ -248,7 +250,7 @@ def _of_expert(bias: Float[Array, "e o"], rows: Array, sizes: Int32[Array, "e"] 
     return jnp.einsum("re,eo->ro", belongs, bias.astype(rows.dtype), precision=precision_of(rows.dtype))
 
 
-def _activated(name: Activation, gate: Array, up: Array) -> Array:
+def _activated(name: ExpertActivation, gate: Array, up: Array) -> Array:
     if name != "clipped_swiglu":
         return activated(gate, name) * up
     gate, up = jnp.minimum(gate, CLIP), jnp.clip(up, -CLIP, CLIP)

@@ -7,7 +7,8 @@ from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float
 
-from zoo.nn.encoder_block import Activation, FeedForward, activated
+from zoo.nn.activations import Activation, activated
+from zoo.nn.encoder_block import FeedForward
 from zoo.nn.execution import Execution
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, precision_of, project

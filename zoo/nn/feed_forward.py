@@ -1,30 +1,30 @@
 """Gated feed-forward layer."""
 
 from functools import partial
-from typing import Literal
 
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
+from zoo.nn.activations import Activation, activated
 from zoo.nn.execution import Execution
 from zoo.nn.parameters import fan_in_normal, parameter, project
 from zoo.parallel import enter_sublayer, leave_sublayer
 
-GatedActivation = Literal["gelu", "silu"]
-"""gelu: GeGLU, the tanh approximation (Gemma 2 report, section 2). silu: SwiGLU (Mixtral, Qwen3)."""
-
 
 class GatedFeedForward(nnx.Module):
-    """down(activation(gate(x)) * up(x)), without biases (Shazeer 2020, arXiv 2002.05202)."""
+    """down(activation(gate(x)) * up(x)), without biases (Shazeer 2020, arXiv 2002.05202).
+
+    gelu_tanh is GeGLU as in Gemma 2 (report, section 2), silu is SwiGLU (Mixtral, Qwen3).
+    """
 
     def __init__(
         self,
         embed_dim: int,
         hidden_dim: int,
         *,
-        activation: GatedActivation = "gelu",
+        activation: Activation = "gelu_tanh",
         execution: Execution,
         rngs: nnx.Rngs,
     ):
@@ -43,12 +43,7 @@ class GatedFeedForward(nnx.Module):
 
 @partial(jax.checkpoint, static_argnums=3)
 def _down(
-    gate: Float[Array, "b t f"], up: Float[Array, "b t f"], down: Float[Array, "f d"], activation: GatedActivation
+    gate: Float[Array, "b t f"], up: Float[Array, "b t f"], down: Float[Array, "f d"], activation: Activation
 ) -> Float[Array, "b t d"]:
     """Keeps gate and up for the backward pass and computes the rest anew: it would keep five such arrays otherwise."""
     return project("btf,fd->btd", activated(gate, activation) * up, down)
-
-
-def activated(gate: Array, activation: GatedActivation) -> Array:
-    """The activation function of a gate."""
-    return jax.nn.gelu(gate, approximate=True) if activation == "gelu" else jax.nn.silu(gate)

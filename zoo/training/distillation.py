@@ -20,17 +20,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from zoo.parallel import divided, enter_sublayer, gather, spmd, sum_over, sum_scatter
-from zoo.training.losses import (
-    LossSums,
-    _add,
-    _chunk_losses,
-    _is_target,
-    _join,
-    _product,
-    _Settings,
-    _split,
-    default_chunk_length,
-    next_token_loss,
+from zoo.training.losses import LossSums, default_chunk_length, next_token_loss
+from zoo.training.output_head import (
+    HeadSettings,
+    added,
+    chunk_losses,
+    float32_product,
+    is_target,
+    join_sequence,
+    split_sequence,
+    through_cap,
 )
 from zoo.training.routing import router_losses
 
@@ -116,8 +115,8 @@ def chunked_distillation(
             parts = math.ceil(positions / default_chunk_length(2 * rows, positions, student_embedding.shape[0]))
         axes = (min(parts, positions), divided("vocab"), divided("embed"))
         settings = _Distillation(
-            _Settings(student_soft_cap, z_loss, *axes),
-            _Settings(teacher_soft_cap, z_loss, *axes),
+            HeadSettings(student_soft_cap, z_loss, *axes),
+            HeadSettings(teacher_soft_cap, z_loss, *axes),
             temperature,
             hard_label_weight,
             train_teacher,
@@ -138,8 +137,8 @@ def chunked_distillation(
 
 
 class _Distillation(NamedTuple):
-    student: _Settings
-    teacher: _Settings
+    student: HeadSettings
+    teacher: HeadSettings
     temperature: float
     hard_label_weight: float
     train_teacher: bool
@@ -149,7 +148,7 @@ _Heads = tuple[Array, Array, Array, Array]
 """Hidden states and table of the student, then of the teacher."""
 
 
-def _tempered(settings: _Settings, logits: Array, log_normalizer: Array, temperature: float) -> Array:
+def _tempered(settings: HeadSettings, logits: Array, log_normalizer: Array, temperature: float) -> Array:
     """log softmax(logits / temperature); `log_normalizer` is that of temperature 1."""
     if temperature == 1:
         return logits - log_normalizer
@@ -164,8 +163,8 @@ def _tempered(settings: _Settings, logits: Array, log_normalizer: Array, tempera
 def _chunk(settings: _Distillation, heads: _Heads, targets: Array, weights: Array):
     """Of tokens [N] in one chunk: the five sums, and the gradients [N, V] of `minimised` by the matrix products of the
     student and of the teacher (None where it is not trained)."""
-    (loss_s, z_s), logits_s, normalizer_s, own = _chunk_losses(settings.student, *heads[:2], targets, weights)
-    (loss_t, z_t), logits_t, normalizer_t, _ = _chunk_losses(settings.teacher, *heads[2:], targets, weights)
+    (loss_s, z_s), logits_s, normalizer_s, own = chunk_losses(settings.student, *heads[:2], targets, weights)
+    (loss_t, z_t), logits_t, normalizer_t, _ = chunk_losses(settings.teacher, *heads[2:], targets, weights)
     hard, temperature = settings.hard_label_weight, settings.temperature
     log_student = _tempered(settings.student, logits_s, normalizer_s, temperature)
     soft_targets = jnp.exp(_tempered(settings.teacher, logits_t, normalizer_t, temperature))
@@ -174,24 +173,17 @@ def _chunk(settings: _Distillation, heads: _Heads, targets: Array, weights: Arra
     minimised = (1 - hard) * distillation + z_s + (hard * loss_s if hard else 0.0)
     gradient_s = (1 - hard) * temperature * (jnp.exp(log_student) - soft_targets)
     if hard:
-        gradient_s += hard * (jnp.exp(logits_s - normalizer_s) - _is_target(logits_s, own))
+        gradient_s += hard * (jnp.exp(logits_s - normalizer_s) - is_target(logits_s, own))
     if settings.student.z_loss:
         gradient_s += jnp.exp(logits_s - normalizer_s) * (2 * settings.student.z_loss * normalizer_s)
     gradient_t = None
     if settings.train_teacher:
         minimised += loss_t + z_t
         scale = 1 + 2 * settings.teacher.z_loss * normalizer_t
-        gradient_t = jnp.exp(logits_t - normalizer_t) * scale - _is_target(logits_t, own)
-        gradient_t = _through_cap(settings.teacher, gradient_t, logits_t, weights)
-    gradients = (_through_cap(settings.student, gradient_s, logits_s, weights), gradient_t)
+        gradient_t = jnp.exp(logits_t - normalizer_t) * scale - is_target(logits_t, own)
+        gradient_t = through_cap(settings.teacher, gradient_t, logits_t, weights)
+    gradients = (through_cap(settings.student, gradient_s, logits_s, weights), gradient_t)
     return (minimised, distillation, loss_s, z_s, loss_t), gradients
-
-
-def _through_cap(settings: _Settings, gradient: Array, logits: Array, weights: Array) -> Array:
-    """Weighted, and by the product under the cap: d cap * tanh(x / cap) / dx = 1 - (l / cap)**2."""
-    if settings.soft_cap is not None:
-        gradient = gradient * (1 - jnp.square(logits / settings.soft_cap))
-    return weights[:, None] * gradient
 
 
 def _whole(settings: _Distillation, heads: _Heads) -> _Heads:
@@ -211,9 +203,9 @@ def _sums(settings: _Distillation, heads: _Heads, targets: Array, weights: Array
     def body(sums, chunk):
         hidden_s, hidden_t, targets, weights = chunk
         found, _ = _chunk(settings, (hidden_s, table_s, hidden_t, table_t), targets, weights)
-        return _add(sums, found), None
+        return added(sums, found), None
 
-    chunks = [_split(settings.student, array) for array in (hidden_s, hidden_t, targets, weights)]
+    chunks = [split_sequence(settings.student, array) for array in (hidden_s, hidden_t, targets, weights)]
     return jax.lax.scan(body, tuple(map(jnp.float32, _ZEROS)), chunks)[0]
 
 
@@ -224,8 +216,8 @@ def _sums_forward(settings: _Distillation, heads: _Heads, targets: Array, weight
 
     def gradients_of(gradient: Array, hidden: Array, table: Array, table_gradient: Array) -> tuple[Array, Array]:
         gradient = gradient.astype(hidden.dtype)
-        table_gradient = table_gradient + _product(gradient, hidden, (0, 0))
-        return _product(gradient, table, (1, 0)).astype(hidden.dtype), table_gradient
+        table_gradient = table_gradient + float32_product(gradient, hidden, (0, 0))
+        return float32_product(gradient, table, (1, 0)).astype(hidden.dtype), table_gradient
 
     def body(carry, chunk):
         sums, table_gradient_s, table_gradient_t = carry
@@ -235,20 +227,20 @@ def _sums_forward(settings: _Distillation, heads: _Heads, targets: Array, weight
         hidden_gradient_t = None
         if gradient_t is not None:
             hidden_gradient_t, table_gradient_t = gradients_of(gradient_t, hidden_t, table_t, table_gradient_t)
-        return (_add(sums, found), table_gradient_s, table_gradient_t), (hidden_gradient_s, hidden_gradient_t)
+        return (added(sums, found), table_gradient_s, table_gradient_t), (hidden_gradient_s, hidden_gradient_t)
 
     zeros = (
         tuple(map(jnp.float32, _ZEROS)),
         jnp.zeros(table_s.shape, jnp.float32),
         jnp.zeros(table_t.shape, jnp.float32) if settings.train_teacher else None,
     )
-    chunks = [_split(settings.student, array) for array in (hidden_s, hidden_t, targets, weights)]
+    chunks = [split_sequence(settings.student, array) for array in (hidden_s, hidden_t, targets, weights)]
     (sums, *table_gradients), hidden_gradients = jax.lax.scan(body, zeros, chunks)
     table_gradients = [
         None if total is None else sum_scatter(total, settings.student.width, axis=1).astype(table.dtype)
         for total, table in zip(table_gradients, (table_s, table_t), strict=True)
     ]
-    joined = [None if chunk is None else _join(chunk, batch_size, length) for chunk in hidden_gradients]
+    joined = [None if chunk is None else join_sequence(chunk, batch_size, length) for chunk in hidden_gradients]
     return sums, (joined[0], table_gradients[0], joined[1], table_gradients[1])
 
 

@@ -19,6 +19,16 @@ from jaxtyping import Array, Float, Float32, Int
 from zoo.kernels.platform import target_platform
 from zoo.nn.router import RouterStatistics
 from zoo.parallel import divided, enter_sublayer, gather, spmd, sum_over, sum_scatter
+from zoo.training.output_head import (
+    HeadSettings,
+    added,
+    chunk_losses,
+    float32_product,
+    is_target,
+    join_sequence,
+    split_sequence,
+    through_cap,
+)
 from zoo.training.routing import router_losses
 
 if TYPE_CHECKING:
@@ -153,7 +163,7 @@ def chunked_cross_entropy(
         parts = 1 if chunk_length is None else math.ceil(length / chunk_length)
         if chunk_length is None:
             parts = math.ceil(positions / default_chunk_length(rows, positions, embedding.shape[0]))
-        settings = _Settings(soft_cap, z_loss, min(parts, positions), divided("vocab"), divided("embed"))
+        settings = HeadSettings(soft_cap, z_loss, min(parts, positions), divided("vocab"), divided("embed"))
         return tuple(
             sum_over(value, divided("batch") + divided("length"))
             for value in _loss_sums(settings, hidden, embedding, targets, weights)
@@ -167,92 +177,21 @@ def chunked_cross_entropy(
     return LossSums(loss, z_sum, jax.lax.stop_gradient(jnp.sum(weights)))
 
 
-class _Settings(NamedTuple):
-    soft_cap: float | None
-    z_loss: float
-    num_chunks: int
-    words: tuple[str, ...]
-    """Mesh axes that divide the vocabulary."""
-    width: tuple[str, ...]
-    """Mesh axes that divide the width of the embedding."""
-
-
-def _product(left: Array, right: Array, axes: tuple[int, int]) -> Float32[Array, "..."]:
-    """Matrix product over one axis of each, accumulated in float32; float32 operands are not rounded first."""
-    return jax.lax.dot_general(
-        left,
-        right,
-        (((axes[0],), (axes[1],)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None,
-        preferred_element_type=jnp.float32,
-    )
-
-
-def _split(settings: _Settings, array: Array) -> Array:
-    """[B, T, ...] -> [chunks, B * chunk_length, ...], padded with zeros (weight 0) at the end of every row."""
-    batch_size, length, *rest = array.shape
-    chunk_length = math.ceil(length / settings.num_chunks)
-    padding = settings.num_chunks * chunk_length - length
-    if padding:
-        array = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * len(rest))
-    chunks = jnp.moveaxis(array.reshape(batch_size, settings.num_chunks, chunk_length, *rest), 1, 0)
-    return chunks.reshape(settings.num_chunks, batch_size * chunk_length, *rest)
-
-
-def _join(chunks: Array, batch_size: int, length: int) -> Array:
-    """The inverse of `_split`."""
-    rest = chunks.shape[2:]
-    rows = jnp.moveaxis(chunks.reshape(chunks.shape[0], batch_size, -1, *rest), 0, 1)
-    return rows.reshape(batch_size, -1, *rest)[:, :length]
-
-
-def _chunk_losses(settings: _Settings, hidden: Array, embedding: Array, targets: Array, weights: Array):
-    """Of tokens [N] in one chunk: (loss sum, z-loss sum), logits [N, V], logsumexp [N, 1], targets as rows of V.
-
-    Where devices share the vocabulary, V are this device's words, and a target among the others is -1.
-    """
-    logits = _product(hidden, embedding, (1, 1))
-    if settings.soft_cap is not None:
-        logits = settings.soft_cap * jnp.tanh(logits / settings.soft_cap)
-    if settings.words:
-        largest = jax.lax.pmax(jnp.max(logits, axis=-1, keepdims=True), settings.words)
-        total = sum_over(jnp.sum(jnp.exp(logits - largest), axis=-1, keepdims=True), settings.words)
-        log_normalizer = jnp.log(total) + largest
-        own = targets - jax.lax.axis_index(settings.words) * logits.shape[1]
-        targets = jnp.where((own >= 0) & (own < logits.shape[1]), own, -1)
-        target_logits = jnp.sum(logits, axis=-1, keepdims=True, where=_is_target(logits, targets))
-        target_logits = sum_over(target_logits, settings.words)
-    else:
-        log_normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
-        target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)
-    loss = jnp.sum(weights * (log_normalizer - target_logits)[:, 0])
-    z_loss = settings.z_loss * jnp.sum(weights * jnp.square(log_normalizer[:, 0]))
-    return (loss, z_loss), logits, log_normalizer, targets
-
-
-def _is_target(logits: Array, targets: Array) -> Array:
-    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1) == targets[:, None]
-
-
-def _add(left: tuple[Array, ...], right: tuple[Array, ...]) -> tuple[Array, ...]:
-    return tuple(a + b for a, b in zip(left, right, strict=True))
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _loss_sums(settings: _Settings, hidden: Array, embedding: Array, targets: Array, weights: Array):
+def _loss_sums(settings: HeadSettings, hidden: Array, embedding: Array, targets: Array, weights: Array):
     """(loss sum, z-loss sum) without gradients: one matrix product."""
 
     def body(sums, chunk):
         hidden, targets, weights = chunk
-        chunk_sums, *_ = _chunk_losses(settings, hidden, embedding, targets, weights)
-        return _add(sums, chunk_sums), None
+        chunk_sums, *_ = chunk_losses(settings, hidden, embedding, targets, weights)
+        return added(sums, chunk_sums), None
 
     embedding = gather(embedding, settings.width, axis=1)
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
-    return jax.lax.scan(body, zeros, [_split(settings, array) for array in (hidden, targets, weights)])[0]
+    return jax.lax.scan(body, zeros, [split_sequence(settings, array) for array in (hidden, targets, weights)])[0]
 
 
-def _loss_sums_forward(settings: _Settings, hidden: Array, embedding: Array, targets: Array, weights: Array):
+def _loss_sums_forward(settings: HeadSettings, hidden: Array, embedding: Array, targets: Array, weights: Array):
     """The sums, and as residuals the gradients of loss + z_loss."""
     batch_size, length, _ = hidden.shape
     embedding = gather(embedding, settings.width, axis=1)
@@ -260,29 +199,27 @@ def _loss_sums_forward(settings: _Settings, hidden: Array, embedding: Array, tar
     def body(carry, chunk):
         sums, embedding_gradient = carry
         hidden, targets, weights = chunk
-        chunk_sums, logits, log_normalizer, own = _chunk_losses(settings, hidden, embedding, targets, weights)
-        # d/dl of w * (lse - l[target] + z * lse**2); through the cap, d cap * tanh(x / cap) / dx = 1 - (l / cap)**2.
+        chunk_sums, logits, log_normalizer, own = chunk_losses(settings, hidden, embedding, targets, weights)
+        # d/dl of w * (lse - l[target] + z * lse**2).
         # Comparing with the target's number fuses into the pass over the logits; a scatter would be one pass more.
         probabilities = jnp.exp(logits - log_normalizer)
-        gradient = probabilities * (1 + 2 * settings.z_loss * log_normalizer) - _is_target(logits, own)
-        if settings.soft_cap is not None:
-            gradient *= 1 - jnp.square(logits / settings.soft_cap)
-        gradient = (weights[:, None] * gradient).astype(hidden.dtype)
-        hidden_gradient = _product(gradient, embedding, (1, 0)).astype(hidden.dtype)
-        embedding_gradient += _product(gradient, hidden, (0, 0))
-        return (_add(sums, chunk_sums), embedding_gradient), hidden_gradient
+        gradient = probabilities * (1 + 2 * settings.z_loss * log_normalizer) - is_target(logits, own)
+        gradient = through_cap(settings, gradient, logits, weights).astype(hidden.dtype)
+        hidden_gradient = float32_product(gradient, embedding, (1, 0)).astype(hidden.dtype)
+        embedding_gradient += float32_product(gradient, hidden, (0, 0))
+        return (added(sums, chunk_sums), embedding_gradient), hidden_gradient
 
     zeros = (jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32))
     (sums, embedding_gradient), hidden_gradients = jax.lax.scan(
         body,
         (zeros, jnp.zeros(embedding.shape, jnp.float32)),
-        [_split(settings, array) for array in (hidden, targets, weights)],
+        [split_sequence(settings, array) for array in (hidden, targets, weights)],
     )
     embedding_gradient = sum_scatter(embedding_gradient, settings.width, axis=1).astype(embedding.dtype)
-    return sums, (_join(hidden_gradients, batch_size, length), embedding_gradient)
+    return sums, (join_sequence(hidden_gradients, batch_size, length), embedding_gradient)
 
 
-def _loss_sums_backward(settings: _Settings, residuals: tuple[Array, Array], cotangents: tuple[Array, Array]):
+def _loss_sums_backward(settings: HeadSettings, residuals: tuple[Array, Array], cotangents: tuple[Array, Array]):
     hidden_gradient, embedding_gradient = residuals
     scale, _ = cotangents  # z_loss is inside the gradient of the loss
     # Devices that share the vocabulary have each one part of what reaches this sum, which they hold in common.

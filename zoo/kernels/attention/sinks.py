@@ -6,6 +6,7 @@ A sink is one more part of the keys (`zoo.kernels.context_attention.parts`), of 
 every implementation that has parts has sinks, and their backward pass is that of the parts under the sum of all.
 """
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,8 @@ from jaxtyping import Array, Float
 from zoo.kernels.attention.block import NO_KEY
 from zoo.kernels.attention.inputs import RESIDUALS, AttentionInputs
 from zoo.kernels.context_attention.parts import has_parts, part_backward, part_forward
+
+_PLACES = ("query_positions", "key_positions", "query_segment_ids", "key_segment_ids")
 
 
 def sink_attention(
@@ -34,16 +37,10 @@ def sink_attention(
             f"attention implementation {implementation!r} does not support attention sinks here, because it does not "
             "give the sum of exp(score); use 'xla'"
         )
-    places = (inputs.query_positions, inputs.key_positions, inputs.query_segment_ids, inputs.key_segment_ids)
-    options = (
-        inputs.scale,
-        inputs.causal,
-        inputs.sliding_window,
-        inputs.logits_soft_cap,
-        inputs.ordered_positions,
-        implementation,
-    )
-    return _attend(options, inputs.query, inputs.key, inputs.value, sinks, places)
+    places = {name: getattr(inputs, name) for name in _PLACES}
+    no_arrays: Any = dict.fromkeys(("query", "key", "value", *_PLACES))
+    options = replace(inputs, **no_arrays)
+    return _attend((options, implementation), inputs.query, inputs.key, inputs.value, sinks, places)
 
 
 def with_sinks(
@@ -56,21 +53,23 @@ def with_sinks(
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attend(options, query, key, value, sinks, places):
-    return _forward(options, query, key, value, sinks, places)[0]
+def _attend(static, query, key, value, sinks, places):
+    return _forward(static, query, key, value, sinks, places)[0]
 
 
-def _forward(options, query, key, value, sinks, places):
-    out, lse = with_sinks(*part_forward(_inputs(options, query, key, value, places), options[-1]), sinks)
+def _forward(static, query, key, value, sinks, places):
+    options, implementation = static
+    out, lse = with_sinks(*part_forward(_inputs(options, query, key, value, places), implementation), sinks)
     out, lse = checkpoint_name(out.astype(query.dtype), RESIDUALS), checkpoint_name(lse, RESIDUALS)
     return out, (query, key, value, sinks, places, out, lse)
 
 
-def _backward(options, residuals, out_gradient):
+def _backward(static, residuals, out_gradient):
+    options, implementation = static
     query, key, value, sinks, places, out, lse = residuals
     delta = (out_gradient.astype(lse.dtype) * out.astype(lse.dtype)).sum(-1)
     inputs = _inputs(options, query, key, value, places)
-    of_query, of_key, of_value = part_backward(inputs, lse, delta, out_gradient, options[-1])
+    of_query, of_key, of_value = part_backward(inputs, lse, delta, out_gradient, implementation)
     # The sink's weight times (its value, which is zero, minus the mean value): as for any other key.
     weight = jnp.where(lse == NO_KEY, 0, jnp.exp(sinks.astype(lse.dtype) - lse))
     of_sinks = -(weight * delta).sum((0, 1))
@@ -86,20 +85,5 @@ def _backward(options, residuals, out_gradient):
 _attend.defvjp(_forward, _backward)
 
 
-def _inputs(options: Any, query: Array, key: Array, value: Array, places: Any) -> AttentionInputs:
-    scale, causal, sliding_window, logits_soft_cap, ordered_positions, _ = options
-    query_positions, key_positions, query_segment_ids, key_segment_ids = places
-    return AttentionInputs(
-        query=query,
-        key=key,
-        value=value,
-        scale=scale,
-        causal=causal,
-        sliding_window=sliding_window,
-        logits_soft_cap=logits_soft_cap,
-        query_positions=query_positions,
-        key_positions=key_positions,
-        query_segment_ids=query_segment_ids,
-        key_segment_ids=key_segment_ids,
-        ordered_positions=ordered_positions,
-    )
+def _inputs(options: AttentionInputs, query: Array, key: Array, value: Array, places: Any) -> AttentionInputs:
+    return replace(options, query=query, key=key, value=value, **places)
