@@ -5,8 +5,10 @@
 On the source text of Python's standard library. `zoo.load("runs/gemini-tiny-flash")` gives the student. Validation is
 the student's loss on real labels; the teacher's stands beside it as validation_teacher_loss.
 
-Cost: per token 2.6 times the arithmetic of the student alone (7.3 against 2.7 MFLOP forward).
-Expected result: not run to its end by the authors.
+Cost: nine minutes on two CPU cores (3,100 tokens/s); per token 2.6 times the arithmetic of the student alone (7.3
+against 2.7 MFLOP forward).
+Expected result: after 800 steps, one run (Python 3.11), 4.35 nats per token, 1.95 bits per byte; the teacher 4.09. How
+much of that the teacher gives was not measured: there is no run of the student alone.
 """
 
 from zoo.data import DataConfig
