@@ -3,8 +3,9 @@
     python -m zoo.train gemini-tiny-pro
 
 Cost: four and a half minutes on two quiet CPU cores (6,700 tokens/s), tokenizer and sample included.
-Expected result: after 800 steps, one run (Python 3.11), 4.04 nats per token, 1.81 bits per byte; token frequencies alone
-reach 6.58. The dense gemma2-nano, with as many active parameters, reaches 3.98: so short a run shows no gain of experts.
+Expected result: after 800 steps, one run (Python 3.11), 4.04 nats per token, 1.81 bits per byte; token frequencies
+alone reach 6.58. The dense gemma2-nano, with about as many active parameters, reaches 3.98: so short a run shows no
+gain of experts.
 """
 
 from zoo.data import DataConfig
