@@ -17,7 +17,6 @@ from zoo.command_line import AttentionName, parse_command
 from zoo.errors import UserError, run_command
 
 DEFAULT_NEW_TOKENS = 128
-DEFAULT_NEW_TOKENS = 128
 
 CHAT_LENGTH_STEP = 64
 """Prompts of a conversation are padded to a multiple of this: most turns then reuse a compiled program."""

@@ -45,7 +45,7 @@ class Workload:
     """Of every run."""
     sweep_steps: int = 120
     """Of the runs that choose the learning rate."""
-    learning_rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2)
+    learning_rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
     """Tried for the dense and for the sparse model."""
     evaluations: int = 5
     """Validations of a run, evenly spaced."""
