@@ -166,6 +166,13 @@ BAD_INPUT = {
     "repeated option": (["--checkpoint", "CKPT", "--prompt", "a", "--prompt", "b"], "2 times"),
     "both inputs": (["--checkpoint", "CKPT", "--prompt", "a", "--tokens", "IDS", "--out", "OUT"], "cannot be combined"),
     "no out": (["--checkpoint", "CKPT", "--tokens", "IDS"], "--out"),
+    "records and a prompt": (["--checkpoint", "CKPT", "--interleaved", "R", "--prompt", "a"], "cannot be combined"),
+    "images of a prompt": (["--checkpoint", "CKPT", "--prompt", "a", "--images-out", "OUT"], "belong to --interleaved"),
+    "full folder": (
+        ["--checkpoint", "CKPT", "--interleaved", "R", "--images-out", "CKPT"],
+        "exists already",
+    ),
+    "records for a model of text": (["--checkpoint", "CKPT", "--interleaved", "R"], "--interleaved needs a run"),
     "mask of a prompt": (["--checkpoint", "CKPT", "--prompt", "a", "--mask", "IDS"], "--mask"),
     "zero new tokens": (["--checkpoint", "CKPT", "--prompt", "a", "--max-new-tokens", "0"], "--max-new-tokens"),
     "negative new tokens": (["--checkpoint", "CKPT", "--prompt", "a", "--max-new-tokens", "-5"], "--max-new-tokens"),
@@ -240,5 +247,5 @@ def test_help_lists_every_option(capsys):
     out = capsys.readouterr().out
     for name in ["--checkpoint", "--prompt", "--tokens", "--mask", "--out", "--max-new-tokens", "--temperature"]:
         assert name in out
-    for name in ["--top-k", "--top-p", "--seed", "--chat", "--stop-tokens"]:
+    for name in ["--top-k", "--top-p", "--seed", "--chat", "--stop-tokens", "--interleaved", "--images-out"]:
         assert name in out

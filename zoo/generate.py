@@ -4,10 +4,10 @@ python -m zoo.generate --checkpoint runs/first --prompt "def main(" --temperatur
 python -m zoo.generate --checkpoint gemma-2-2b-it --chat
 python -m zoo.generate --checkpoint CKPT --tokens ids.npy --mask mask.npy --out new_ids.npy --max-new-tokens 32
 python -m zoo.generate --checkpoint CKPT --prompt "..." --mesh context=4     # four devices share a long prompt
+python -m zoo.generate --checkpoint RUN --interleaved prompts.jsonl --images-out drawn/     # media in, images out
 """
 
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,6 +32,16 @@ class Generate:
     """One or more prompts; several are generated as one batch."""
     chat: bool = False
     """Put each prompt into Gemma's turn template; without --prompt, an interactive conversation."""
+    interleaved: Path | None = None
+    """.jsonl file of prompts, instead of --prompt: each line is a record as in training, of texts, images, recordings
+    and videos ({"text": ...}, {"image": "a.png"}, ...). One that ends in {"image": "", "output": true} is continued by
+    an image. All records are generated as one batch."""
+    images_out: Path | None = None
+    """New folder for the images that are drawn after --interleaved, prompt-N-image-M.png; the text names them where
+    they stand. Without it no images are drawn."""
+    image_tokenizer: Path | None = None
+    """Run of `zoo.train image-vq` whose codes the images are. Default: data.media.image_tokenizer of the checkpoint's
+    recipe."""
     tokens: Path | None = None
     """int [B, T] .npy file of token ids, instead of --prompt; nothing is added to them."""
     mask: Path | None = None
@@ -65,6 +75,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     _check(options)
     if options.tokens is not None:
         _generate_arrays(options)
+    elif options.interleaved is not None:
+        _generate_interleaved(options)
     elif options.prompt:
         _generate_texts(options)
     else:
@@ -80,6 +92,10 @@ def _check(options: Generate) -> None:
     _mesh(options)
     if options.max_new_tokens is not None and options.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens must be at least 1, got {options.max_new_tokens}")
+    if options.interleaved is not None and (options.prompt or options.chat or options.tokens is not None):
+        raise UserError("--interleaved cannot be combined with --prompt, --chat or --tokens: give one of them")
+    if options.interleaved is None and (options.images_out is not None or options.image_tokenizer is not None):
+        raise UserError("--images-out and --image-tokenizer belong to --interleaved")
     if options.tokens is not None:
         if options.prompt or options.chat:
             raise UserError("--tokens cannot be combined with --prompt or --chat: give one of them")
@@ -88,8 +104,10 @@ def _check(options: Generate) -> None:
         return
     if options.mask is not None:
         raise UserError("--mask belongs to --tokens; prompts given as text are padded by themselves")
-    if not options.prompt and not (options.chat and sys.stdin.isatty()):
-        raise UserError("nothing to continue: give --prompt TEXT, or --tokens FILE, or --chat on a terminal")
+    if options.interleaved is None and not options.prompt and not (options.chat and sys.stdin.isatty()):
+        raise UserError(
+            "nothing to continue: give --prompt TEXT, --interleaved FILE, --tokens FILE, or --chat on a terminal"
+        )
 
 
 def _sampling(options: Generate):
@@ -119,39 +137,45 @@ def _load(options: Generate, *, tokenizer_needed: bool):
     if not hasattr(loaded.model, "init_cache"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} generates no text")
     if tokenizer_needed and loaded.tokenizer is None:
-        raise UserError(f"{options.checkpoint}: has no tokenizer, so --prompt cannot be read; use --tokens ids.npy")
+        raise UserError(f"{options.checkpoint}: has no tokenizer, so text cannot be read; use --tokens ids.npy")
     return loaded
 
 
-def _generate(options: Generate, loaded, tokens, mask, stop_tokens: Sequence[int], on_token):
+def _generate(options: Generate, loaded, tokens, mask, stop_tokens: Sequence[int], on_token, media=None, images=None):
+    """images: the ImageOutput; None = words only."""
     from zoo.inference import generate
+    from zoo.inference.limits import max_new_tokens
 
+    default = DEFAULT_NEW_TOKENS + (0 if images is None else images.image_length)
+    context = loaded.config.max_position_embeddings
     return generate(
         loaded.model,
         tokens,
         mask,
-        max_new_tokens=_max_new_tokens(options, int(mask.sum(1).max()), loaded.config),
+        max_new_tokens=max_new_tokens(options.max_new_tokens, int(mask.sum(1).max()), context, default),
         sampling=_sampling(options),
         stop_tokens=stop_tokens,
         seed=options.seed,
         on_token=on_token,
         pad_id=loaded.config.pad_token_id,
         mesh=_mesh(options),
+        media=media,
+        image_output=images or _words_only(loaded),
     )
 
 
-def _max_new_tokens(options: Generate, longest_prompt: int, config) -> int:
-    """How many tokens to generate; raises UserError where the model's context has no room for them."""
-    context = config.max_position_embeddings
-    room = context - longest_prompt
-    if room < 1:
-        raise UserError(f"a prompt of {longest_prompt} tokens fills the model's context of {context} tokens")
-    if options.max_new_tokens is not None and options.max_new_tokens > room:
+def _words_only(loaded):
+    """What keeps markers and image codes from being drawn as if they were words; None for a model that has none."""
+    from zoo.data import MediaVocabulary
+    from zoo.inference import ImageOutput
+
+    if loaded.media_config is None:
+        return None
+    if loaded.tokenizer is None:
         raise UserError(
-            f"--max-new-tokens {options.max_new_tokens} after a prompt of {longest_prompt} tokens exceeds the model's "
-            f"context of {context} tokens: at most {room} fit"
+            f"{loaded.path}: was trained with media; which tokens are words cannot be told without a tokenizer"
         )
-    return min(DEFAULT_NEW_TOKENS, room) if options.max_new_tokens is None else options.max_new_tokens
+    return ImageOutput(MediaVocabulary(loaded.tokenizer.vocab_size, loaded.media_config.image_codes))
 
 
 # ---- arrays of ids ----
@@ -159,6 +183,8 @@ def _max_new_tokens(options: Generate, longest_prompt: int, config) -> int:
 
 def _generate_arrays(options: Generate) -> None:
     from zoo.inference.files import output_file, read_array
+    from zoo.inference.limits import check_stop_tokens
+    from zoo.inference.meter import Meter
     from zoo.inference.prompts import check_mask, check_tokens
 
     assert options.tokens is not None
@@ -169,11 +195,54 @@ def _generate_arrays(options: Generate) -> None:
     with output_file(options.out) as output:
         loaded = _load(options, tokenizer_needed=False)
         check_tokens(tokens, loaded.config.vocab_size, name)
-        stop_tokens = _known_ids(options.stop_tokens or (), loaded.config)
+        stop_tokens = check_stop_tokens(options.stop_tokens or (), loaded.config.vocab_size)
         meter = Meter(len(tokens), stop_tokens)
         new_tokens = _generate(options, loaded, tokens, mask, stop_tokens, meter.count)
         assert output is not None
         output.write_array(new_tokens)
+    meter.report()
+
+
+# ---- interleaved records ----
+
+
+def _generate_interleaved(options: Generate) -> None:
+    from zoo.inference import stack_prompts
+    from zoo.inference.drawn_images import Painter, image_output_of, images_folder, write_answer
+    from zoo.inference.files import output_file
+    from zoo.inference.interleaved import read_records
+    from zoo.inference.limits import until_stop
+    from zoo.inference.meter import Meter
+
+    assert options.interleaved is not None
+    with output_file(options.out) as output, images_folder(options.images_out) as folder:
+        loaded = _load(options, tokenizer_needed=True)
+        config, tokenizer = loaded.media_config, loaded.tokenizer
+        if config is None:
+            raise UserError(
+                f"{options.checkpoint}: --interleaved needs a run that was trained on interleaved documents, which "
+                "records how media become tokens"
+            )
+        painter = Painter(options.image_tokenizer or config.image_tokenizer, options.checkpoint)
+        images = None if folder is None else image_output_of(painter.model.config, tokenizer, config)
+        records = read_records(options.interleaved, tokenizer, config, painter.encode)
+        if images is None and (asking := next((record for record in records if record.opens_image), None)):
+            raise UserError(f"{asking.where}: asks for an image: say --images-out FOLDER")
+        tokens, mask, media = stack_prompts([record.prompt for record in records], loaded.config.pad_token_id)
+        stop_tokens = _stop_tokens(options, loaded)
+        meter = Meter(len(records), stop_tokens)
+        new_tokens = _generate(options, loaded, tokens, mask, stop_tokens, meter.count, media, images)
+        for number, (record, row) in enumerate(zip(records, new_tokens, strict=True), 1):
+            text, cut = tokenizer.decode(ids := until_stop(row, stop_tokens)), 0
+            if folder is not None and images is not None:
+                prefix = folder / f"prompt-{number}"
+                inside = record.opens_image
+                text, cut = write_answer(ids, images, tokenizer.decode, painter.paint, prefix, inside=inside)
+            print(f"[{record.where}]\n{text}\n" if len(records) > 1 else text)
+            if cut:
+                print(f"{record.where}: --max-new-tokens ended inside of an image; it is not written", file=sys.stderr)
+        if output is not None:
+            output.write_array(new_tokens)
     meter.report()
 
 
@@ -183,6 +252,8 @@ def _generate_arrays(options: Generate) -> None:
 def _generate_texts(options: Generate) -> None:
     from zoo.inference import left_pad
     from zoo.inference.files import output_file
+    from zoo.inference.limits import until_stop
+    from zoo.inference.meter import Meter
 
     with output_file(options.out) as output:
         loaded = _load(options, tokenizer_needed=True)
@@ -195,7 +266,7 @@ def _generate_texts(options: Generate) -> None:
             tokens, mask = left_pad(prompts, loaded.config.pad_token_id)
             new_tokens = _generate(options, loaded, tokens, mask, stop_tokens, meter.count)
             for text, row in zip(options.prompt, new_tokens, strict=True):
-                print(f"[{_title(text)}]\n{loaded.tokenizer.decode(_until_stop(row, stop_tokens))}\n")
+                print(f"[{_title(text)}]\n{loaded.tokenizer.decode(until_stop(row, stop_tokens))}\n")
         if output is not None:
             output.write_array(new_tokens)
     meter.report()
@@ -228,33 +299,22 @@ def _stream(options: Generate, loaded, prompt: list[int], stop_tokens, meter, le
 
 
 def _converse(options: Generate) -> None:
-    """Turns typed at the terminal; an empty line or end of input ends the conversation, Ctrl-C an answer."""
     from zoo.data import render_chat
+    from zoo.inference.conversation import converse
+    from zoo.inference.meter import Meter
 
     loaded = _load(options, tokenizer_needed=True)
     stop_tokens = _stop_tokens(options, loaded)
-    print("Type a message; an empty one ends the conversation.", file=sys.stderr)
-    messages: list[dict[str, str]] = []
-    while True:
-        try:
-            said = input("you> ").strip()
-        except (EOFError, KeyboardInterrupt):
-            said = ""
-        if not said:
-            return
-        messages.append({"role": "user", "content": said})
-        prompt = render_chat(messages, loaded.tokenizer)
+
+    def answer(messages: list[dict[str, str]]) -> str:
         meter = Meter(1, stop_tokens)
-        answer = ""
         try:
-            _, answer = _stream(options, loaded, prompt, stop_tokens, meter, CHAT_LENGTH_STEP)
-        except KeyboardInterrupt:
-            print("(stopped; your message was taken back)", file=sys.stderr)
-        meter.report()
-        if answer.strip():
-            messages.append({"role": "model", "content": answer})
-        else:
-            messages.pop()
+            prompt = render_chat(messages, loaded.tokenizer)
+            return _stream(options, loaded, prompt, stop_tokens, meter, CHAT_LENGTH_STEP)[1]
+        finally:
+            meter.report()
+
+    converse(answer)
 
 
 def _encode(text: str, options: Generate, tokenizer) -> list[int]:
@@ -266,8 +326,10 @@ def _encode(text: str, options: Generate, tokenizer) -> list[int]:
 
 
 def _stop_tokens(options: Generate, loaded) -> tuple[int, ...]:
+    from zoo.inference.limits import check_stop_tokens
+
     if options.stop_tokens is not None:
-        return _known_ids(options.stop_tokens, loaded.config)
+        return check_stop_tokens(options.stop_tokens, loaded.config.vocab_size)
     if not options.chat:
         return tuple(loaded.config.eos_token_ids)
     from zoo.data.chat import turn_tokens
@@ -276,51 +338,9 @@ def _stop_tokens(options: Generate, loaded) -> tuple[int, ...]:
     return tuple(sorted({*loaded.config.eos_token_ids, turn_tokens(loaded.tokenizer)[1]}))
 
 
-def _known_ids(ids: Sequence[int], config) -> tuple[int, ...]:
-    for token in ids:
-        if not 0 <= token < config.vocab_size:
-            raise UserError(f"--stop-tokens: {token} is outside the vocabulary (0 .. {config.vocab_size - 1})")
-    return tuple(ids)
-
-
-def _until_stop(row, stop_tokens: Sequence[int]) -> list[int]:
-    ids = [int(token) for token in row]
-    return ids[: next((i for i, token in enumerate(ids) if token in stop_tokens), len(ids))]
-
-
 def _title(prompt: str) -> str:
     line = " ".join(prompt.split())
     return line if len(line) <= 60 else line[:57] + "..."
-
-
-class Meter:
-    """Counts new tokens, and the time from the first ones on (what comes before is mostly compilation)."""
-
-    def __init__(self, rows: int, stop_tokens: Sequence[int]):
-        self._stop_tokens = set(stop_tokens)
-        self._running = [True] * rows
-        self._start = time.perf_counter()
-        self._first: float | None = None
-        self._total = self._after_first = 0
-
-    def count(self, tokens) -> None:
-        """Takes one step's tokens [B]; rows that have stopped do not count."""
-        new = sum(self._running)
-        self._running = [on and int(t) not in self._stop_tokens for on, t in zip(self._running, tokens, strict=True)]
-        self._total += new
-        if self._first is None:
-            self._first = time.perf_counter()
-        else:
-            self._after_first += new
-
-    def report(self) -> None:
-        """One line on standard error."""
-        if self._first is None:
-            return
-        line = f"{self._total} new tokens, the first after {self._first - self._start:.2f} s (compilation included)"
-        if self._after_first:
-            line += f", then {self._after_first / (time.perf_counter() - self._first):.1f} tokens/s"
-        print(line, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     search, limit = take_flag(arguments, "--search"), take_option(arguments, "--search-limit") or "6"
     chosen = parse_recipe(chosen, arguments, prog="python -m zoo.plan RECIPE", description=help_text)
     chosen = replace(resolve_model(chosen), needs_data=False)
+    if chosen.trains_images:
+        raise UserError(f"{chosen.name} trains a tokenizer of images; plans are made of decoders")
     if program not in PROGRAMS:
         raise UserError(f"unknown --program {program!r}: {nearest_name(program, PROGRAMS)}")
     if topology_name is None:

@@ -22,6 +22,8 @@ from zoo.recipes import DEFAULT, Recipe, description, recipe, recipe_to_dict, re
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.command_line import parse_recipe, take_flag
 from zoo.recipes.console import replay_mismatch_in_one_line, say, show_logs
+from zoo.recipes.image_report import image_report
+from zoo.recipes.image_tokens import image_encoder
 from zoo.recipes.program import training_program
 from zoo.recipes.recipe import same_on_all_processes
 from zoo.recipes.report import comparison, draw_losses, opening, sample_text, show_goodput, what_next
@@ -90,8 +92,9 @@ def train(recipe: Recipe, began: float) -> None:
     tokenizer = choose_tokenizer(recipe, corpus, saved)
     check_same_data(corpus, tokenizer, saved)
     rows = rows_by_process(sharding, recipe.data.batch_size, recipe.data.sequence_length)
-    batches = train_batches(corpus, tokenizer, recipe.data, rows, jax.process_index())
-    held_out = validation_dataset(corpus, tokenizer, recipe.data)
+    encode_image = image_encoder(recipe)
+    batches = train_batches(corpus, tokenizer, recipe.data, rows, jax.process_index(), encode_image=encode_image)
+    held_out = validation_dataset(corpus, tokenizer, recipe.data, encode_image=encode_image)
 
     # ---- step: shapes and shardings only, nothing is allocated yet
     program = training_program(recipe, mesh)
@@ -109,7 +112,8 @@ def train(recipe: Recipe, began: float) -> None:
         say(opening(recipe, mesh, corpus, tokenizer, first_step))
 
         # ---- loop
-        evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, tokenizer.token_bytes())
+        token_bytes = None if recipe.trains_images else tokenizer.token_bytes()
+        evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, token_bytes)
         goodput = Goodput(run, first_step=first_step, began=began, last_written=last_step(run / "metrics.jsonl"))
         record = open_record(
             run,
@@ -147,6 +151,9 @@ def train(recipe: Recipe, began: float) -> None:
         say(f"stopped after step {outcome.step} of {recipe.loop.steps}; saved: the same command resumes from {run}")
         if outcome.preempted:
             sys.exit(TRY_AGAIN)
+        return
+    if recipe.trains_images:
+        say(f"\n{image_report(recipe, program.model.graphdef, outcome.state.params, held_out, mesh)}")
         return
     frequencies = baselines(corpus, tokenizer, held_out) if held_out else None
     say(f"\n{comparison(outcome.validation or evaluate(outcome.state.params), frequencies)}")

@@ -1,4 +1,5 @@
-"""What the multimodal documents are made of: spoken digits, captioned pictures, statements about pictures, digits.
+"""What the multimodal documents are made of: spoken digits, captioned pictures, statements about pictures, written
+digits, text.
 
 Real data lie in the optional folder `shared` (each folder there says where they come from and their licence); without
 it they are drawn and sounded here, from a seed.
@@ -17,6 +18,8 @@ import numpy as np
 from jaxtyping import Int16, UInt8
 
 SPEECH_RATE = 8000
+PASSAGE = 240
+"""Characters of a passage of text, at most."""
 
 
 @dataclass(frozen=True)
@@ -61,17 +64,20 @@ class Sources:
     pictures: list[Picture]
     statements: list[Statement]
     digits: tuple[UInt8[np.ndarray, "n 28 28"], UInt8[np.ndarray, " n"]]
+    texts: dict[str, list[str]]
+    """Passages for "train" and "test"."""
     synthetic: bool
 
 
 def real_sources(shared: Path) -> Sources:
-    """From the folders fsdd, noto_emoji_32, nlvr1 and mnist_t10k."""
+    """From the folders fsdd, noto_emoji_32, nlvr1, mnist_t10k and wikitext2_valid_test."""
     data = shared / "data"
     return Sources(
         clips=list(_fsdd(data / "fsdd")),
         pictures=list(_emoji(data / "noto_emoji_32")),
         statements=list(_nlvr(data / "nlvr1")),
         digits=_mnist(data / "mnist_t10k"),
+        texts=_wikitext(data / "wikitext2_valid_test"),
         synthetic=False,
     )
 
@@ -107,6 +113,18 @@ def _mnist(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     return np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28), np.frombuffer(labels, np.uint8, offset=8)
 
 
+def _wikitext(folder: Path) -> dict[str, list[str]]:
+    """Its validation part is for training."""
+    files = {"train": "valid.txt", "test": "test.txt"}
+    return {split: _passages((folder / name).read_text("utf-8")) for split, name in files.items()}
+
+
+def _passages(text: str) -> list[str]:
+    """The beginning of each long line, up to the last word that is within `PASSAGE` characters."""
+    lines = (line.strip() for line in text.splitlines())
+    return [line[:PASSAGE].rpartition(" ")[0] for line in lines if len(line) > PASSAGE]
+
+
 COLOURS = {"black": (0, 0, 0), "red": (220, 30, 30), "green": (20, 160, 60), "blue": (30, 80, 220)}
 SHAPES = ("circle", "square", "triangle")
 SPEAKERS = {"low": 0.8, "middle": 1.0, "high": 1.25}
@@ -131,7 +149,8 @@ def synthetic_sources(seed: int = 0, count: int = 200) -> Sources:
     statements = [_statement(random, held_out=i % 4 == 0) for i in range(count)]
     labels = random.integers(0, 10, max(count, 50)).astype(np.uint8)
     digits = np.stack([_segments(int(label), random) for label in labels])
-    return Sources(clips, pictures, statements, (digits, labels), synthetic=True)
+    texts = {split: [_passage(random) for _ in range(count)] for split in ("train", "test")}
+    return Sources(clips, pictures, statements, (digits, labels), texts, synthetic=True)
 
 
 def _chord(digit: int, pitch: float, random: np.random.Generator) -> np.ndarray:
@@ -145,6 +164,12 @@ def _chord(digit: int, pitch: float, random: np.random.Generator) -> np.ndarray:
 
 def _thing(random: np.random.Generator) -> tuple[str, str]:
     return str(random.choice(list(COLOURS))), str(random.choice(SHAPES))
+
+
+def _passage(random: np.random.Generator) -> str:
+    sides = ("left of", "right of", "above", "below")
+    things = [" ".join(_thing(random)) for _ in range(6)]
+    return " ".join(f"The {a} is {random.choice(sides)} the {b}." for a, b in zip(things, things[1:], strict=False))
 
 
 def _drawn(size: int, things: list) -> np.ndarray:

@@ -27,31 +27,31 @@ CHANGES: dict[str, dict] = {
 class Workload:
     """Sizes of one invocation."""
 
-    embed_dim: int = 160
+    embed_dim: int = 96
     """Model width."""
     num_layers: int = 4
     """Layers, local and global in turn; all of them are sparse in a sparse model."""
-    hidden_dim: int = 640
+    hidden_dim: int = 384
     """Feed-forward width of the dense model; an expert has half of it, and a token goes through two."""
-    num_heads: int = 5
+    num_heads: int = 3
     """Query heads of 32 dimensions each, one key/value head."""
-    vocab_size: int = 4096
+    vocab_size: int = 512
     """Tokens."""
-    sequence_length: int = 256
+    sequence_length: int = 128
     """T."""
-    batch_size: int = 8
+    batch_size: int = 16
     """B."""
-    steps: int = 500
+    steps: int = 2000
     """Of every run."""
-    sweep_steps: int = 120
+    sweep_steps: int = 400
     """Of the runs that choose the learning rate."""
-    learning_rates: tuple[float, ...] = (3e-3, 6e-3, 1.2e-2, 2.4e-2)
+    learning_rates: tuple[float, ...] = (6e-3, 1.2e-2, 2.4e-2)
     """Tried for the dense and for the sparse model."""
     evaluations: int = 5
     """Validations of a run, evenly spaced."""
     validation_batches: int = 16
     """Batches of held-out text in each of them."""
-    seeds: tuple[tuple[str, int], ...] = ((DENSE, 3), (SPARSE, 3), (NO_BALANCING, 2), (NO_Z_LOSS, 2), (CAPACITY, 2))
+    seeds: tuple[tuple[str, int], ...] = ((DENSE, 3), (SPARSE, 3), (NO_BALANCING, 1), (NO_Z_LOSS, 1), (CAPACITY, 1))
     """How many runs each arm has; run i of every arm reads the same tokens in the same order."""
 
 

@@ -1,4 +1,7 @@
-"""python -m experiments.speed: the zoo against transformers on this CPU, and a local layer at growing lengths."""
+"""python -m experiments.speed: the zoo against transformers on this CPU, and a local layer at growing lengths.
+
+With --contest sparse: experts against a dense model and transformers' Mixtral.
+"""
 
 import datetime
 import json
@@ -8,6 +11,7 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from experiments.speed import aims, machine, peers, pictures, report
 from experiments.speed.contest import Contest, run_contest
@@ -19,8 +23,11 @@ from zoo.errors import UserError, run_command
 
 @dataclass(frozen=True)
 class Speed:
-    """Measures speed on this CPU: training, forward pass, decoding, memory, one local layer at growing lengths."""
+    """Measures speed on this CPU: training, forward pass, decoding, memory, one local layer at growing lengths; or
+    training with experts."""
 
+    contest: Literal["gemma2", "sparse"] = "gemma2"
+    """Which models: Gemma 2 against transformers' Gemma 2, or 8 experts against dense and transformers' Mixtral."""
     quick: bool = False
     """A minute: small sizes, the zoo alone."""
     out: Path = Path("runs/speed")
@@ -30,7 +37,7 @@ class Speed:
     threads: int = 2
     """Cores that everything is restricted to."""
     rounds: int | None = None
-    """Interleaved rounds; default 5 (with --quick 3)."""
+    """Interleaved rounds; default 5 (with --quick 3), sparse 12 (with --quick 4)."""
 
     def __post_init__(self):
         if self.threads < 1:
@@ -44,13 +51,22 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the workers are ended too
     cores = peers.pin_to_cores(settings.threads)
     described = machine.describe(cores)
+    say(f"{described['processor']}, {described['cores']} cores, load {described['load before the run']}")
+    settings.out.mkdir(parents=True, exist_ok=True)
+    if settings.contest == "sparse":
+        from experiments.speed.sparse.run import run_sparse  # brings jax with it, which Gemma 2's contest keeps out
+
+        run_sparse(settings, described, run_json, say)
+    else:
+        run_gemma2(settings, described, cores)
+
+
+def run_gemma2(settings: Speed, described: dict[str, str], cores: list[int]) -> None:
+    """The contest of Gemma 2, and the local layer."""
     size = "quick" if settings.quick else "full"
     workload = QUICK if settings.quick else FULL
     rounds = settings.rounds or workload.rounds
     workload = Workload(**{**workload.__dict__, "rounds": rounds})
-    say(f"{described['processor']}, {described['cores']} cores, load {described['load before the run']}")
-    settings.out.mkdir(parents=True, exist_ok=True)
-
     missing = peers.missing_packages()
     taking_part = [peer for peer in peers.PEERS if peer.mode is None or (not settings.quick and not missing)]
     if missing:

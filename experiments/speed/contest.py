@@ -71,8 +71,8 @@ def run_contest(workers: dict[str, Worker], workload: Workload, scratch: Path, s
         require(difference <= LOSS_TOLERANCE, f"{name}: training losses {losses[name]} against {losses[ZOO]} of {ZOO}")
 
     tokens = workload.batch_size * workload.length
-    contest.measurements["train"] = _measure(
-        workers, f"training step, {_shape(workload)}", tokens, workload, say, "train"
+    contest.measurements["train"] = measure(
+        workers, f"training step, {_shape(workload)}", tokens, workload.rounds, say, "train"
     )
     contest.peak_bytes = {name: worker.call("peak_memory") for name, worker in workers.items()}
     contest.matmul_rates = {name: worker.call("matmul", size=MATMUL_SIZE) for name, worker in workers.items()}
@@ -87,7 +87,7 @@ def run_contest(workers: dict[str, Worker], workload: Workload, scratch: Path, s
         contest.agreement[name]["logits"] = difference
         require(difference <= LOGITS_TOLERANCE, f"{name}: logits differ from those of {ZOO} by {difference:.2e}")
     title = f"forward pass to all logits, {_shape(workload)}"
-    contest.measurements["forward"] = _measure(workers, title, tokens, workload, say, "forward")
+    contest.measurements["forward"] = measure(workers, title, tokens, workload.rounds, say, "forward")
 
     for batch_size in workload.decode_batches:
         title = f"greedy decoding, batch {batch_size}, {workload.prompt_length} + {workload.new_tokens} tokens"
@@ -95,8 +95,8 @@ def run_contest(workers: dict[str, Worker], workload: Workload, scratch: Path, s
             name: {"batch_size": batch_size, "out": str(scratch / f"new-{_file(name)}.npy")} for name in workers
         }
         key = f"decode-{batch_size}"
-        contest.measurements[key] = _measure(
-            workers, title, batch_size * workload.new_tokens, workload, say, "decode", arguments
+        contest.measurements[key] = measure(
+            workers, title, batch_size * workload.new_tokens, workload.rounds, say, "decode", arguments
         )
         expected = np.load(scratch / f"new-{_file(ZOO)}.npy", allow_pickle=False)
         for name in workers:
@@ -111,21 +111,22 @@ def require(condition: bool, complaint: str) -> None:
         raise Disagreement(complaint)
 
 
-def _measure(
+def measure(
     workers: dict[str, Worker],
     title: str,
     tokens: int,
-    workload: Workload,
+    rounds: int,
     say: Callable[[str], None],
     command: str,
     arguments: dict[str, dict[str, Any]] | None = None,
 ) -> Measurement:
+    """Warms every worker up, then lets them take turns with `command`, given each its own arguments."""
     say(title)
     measurement = Measurement(title, tokens, {name: [] for name in workers}, {name: [] for name in workers})
     given = arguments or {name: {} for name in workers}
     for name, worker in workers.items():
         _warm_up(partial(_seconds, worker, command, given[name]))
-    for _ in range(workload.rounds):
+    for _ in range(rounds):
         for name, worker in workers.items():
             result = worker.call(command, **given[name])
             measurement.seconds[name].append(result["seconds"])

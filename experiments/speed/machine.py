@@ -23,8 +23,13 @@ def describe(cores: list[int]) -> dict[str, str]:
         "system": f"{platform.system()} {platform.release().split('-')[0]}, Python {platform.python_version()}",
         "versions": ", ".join(f"{name} {_version(name)}" for name in PACKAGES),
         "commit": _commit(),
-        "load before the run": f"{os.getloadavg()[0]:.1f}",
+        "load before the run": load(),
     }
+
+
+def load() -> str:
+    """Processes that ran or wanted to, on average over the last minute."""
+    return f"{os.getloadavg()[0]:.1f}"
 
 
 def read_bandwidth(threads: int, num_bytes: int, repeats: int = 7) -> float:
@@ -84,4 +89,4 @@ def _commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    return commit + (" with uncommitted changes" if git("status", "--porcelain", "--", "zoo", "experiments") else "")
+    return commit + (" with uncommitted changes" if git("status", "--porcelain", "--", ":/zoo", ":/experiments") else "")

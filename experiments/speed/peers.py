@@ -41,7 +41,16 @@ def start(peer: Peer, folder: Path, size: str, threads: int, scratch: Path) -> W
     log = scratch / f"{peer.name.replace(' ', '-').replace(',', '')}.log"
     if peer.mode is None:
         return Worker(peer.name, "experiments.speed.zoo_worker", [str(folder), size], cpu_environment(), log)
-    environment = cpu_environment() | {
+    environment = torch_environment(threads, scratch)
+    if peer.waiting is not None:
+        environment["OMP_WAIT_POLICY"] = peer.waiting
+    arguments = [str(folder), size, peer.mode, str(threads)]
+    return Worker(peer.name, "experiments.speed.torch_worker", arguments, environment, log)
+
+
+def torch_environment(threads: int, scratch: Path) -> dict[str, str]:
+    """What torch is started with: as many threads as everybody, compiled kernels in `scratch`, no network."""
+    return cpu_environment() | {
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "OMP_NUM_THREADS": str(threads),
@@ -50,10 +59,6 @@ def start(peer: Peer, folder: Path, size: str, threads: int, scratch: Path) -> W
         "TORCHINDUCTOR_COMPILE_THREADS": "1",  # a pool of compilers would live on beside the measurements
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    if peer.waiting is not None:
-        environment["OMP_WAIT_POLICY"] = peer.waiting
-    arguments = [str(folder), size, peer.mode, str(threads)]
-    return Worker(peer.name, "experiments.speed.torch_worker", arguments, environment, log)
 
 
 def cpu_environment() -> dict[str, str]:

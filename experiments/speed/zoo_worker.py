@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,20 +23,21 @@ from zoo.training.step import jit_train_step, make_train_step
 class Trainer:
     """Model and optimizer in training."""
 
-    def __init__(self, folder: Path, workload: Workload):
+    def __init__(self, model: nnx.Module, workload: Any, *, stochastic: bool = False):
+        """workload: its shapes and learning rate. stochastic: as for `make_train_step`."""
         config = OptimizerConfig(learning_rate=workload.learning_rate, schedule="constant", clip_norm=None)
-        model = zoo.load(folder).model
         graphdef, params = nnx.split(model, nnx.Param)
         optimizer = make_optimizer(config, 1000, params)
         self.state = create_state(params, optimizer)
-        step = make_train_step(graphdef, next_token_loss, optimizer, schedule=make_schedule(config, 1000))
+        schedule = make_schedule(config, 1000)
+        step = make_train_step(graphdef, next_token_loss, optimizer, schedule=schedule, stochastic=stochastic)
         self._batch = next_token_batch(workload.tokens(workload.batch_size, workload.length, model.config.vocab_size))
         self._step = jit_train_step(step, self.state)
 
     def step(self) -> float:
         """One update; returns the loss before it."""
-        self.state, metrics = self._step(self.state, self._batch)
-        return float(metrics["loss"])
+        self.state, self.metrics = self._step(self.state, self._batch)
+        return float(self.metrics["loss"])
 
 
 def next_token_batch(tokens: np.ndarray) -> Batch:
@@ -52,6 +54,13 @@ def next_token_batch(tokens: np.ndarray) -> Batch:
     )
 
 
+def product_rate(size: int) -> float:
+    """FLOP/s of a large float32 product."""
+    left = jax.random.normal(jax.random.key(0), (size, size))
+    multiply = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
+    return matmul_rate(lambda: multiply(left).block_until_ready(), size)
+
+
 class Commands:
     """What the parent may ask for; either the trainer or the model is in memory, never both."""
 
@@ -61,7 +70,7 @@ class Commands:
 
     def losses(self, steps: int) -> list[float]:
         """Losses of the first steps."""
-        self._trainer = Trainer(self._folder, self._workload)
+        self._trainer = Trainer(zoo.load(self._folder).model, self._workload)
         return [self._trainer.step() for _ in range(steps)]
 
     def train(self) -> dict[str, float]:
@@ -75,9 +84,7 @@ class Commands:
 
     def matmul(self, size: int) -> float:
         """Rate of a large float32 product."""
-        left = jax.random.normal(jax.random.key(0), (size, size))
-        multiply = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
-        return matmul_rate(lambda: multiply(left).block_until_ready(), size)
+        return product_rate(size)
 
     def load(self) -> None:
         """Drops the trainer and loads the initial model."""

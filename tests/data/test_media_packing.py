@@ -11,7 +11,9 @@ import pytest
 from tests.data.media_files import write_image, write_records, write_wav
 from zoo.data import (
     BadMedia,
+    Batch,
     DataConfig,
+    LeftOut,
     MediaConfig,
     MediaVocabulary,
     baselines,
@@ -24,6 +26,7 @@ from zoo.data import (
     validation_dataset,
 )
 from zoo.data.images import patches_of, read_image, scaled
+from zoo.data.iterator import WithLeftOut
 from zoo.errors import UserError
 
 MEDIA = MediaConfig(
@@ -284,6 +287,30 @@ def test_bad_media_met_while_training_end_the_run_or_are_left_out_and_counted(fo
     batches = list(itertools.islice(train_batches(corpus, tokenizer, config), 20))
     assert len(corpus.left_out) == 3 and all("half.png" in reason for reason in corpus.left_out.reasons.values())
     assert all((batch.media.image_slots >= 0).any() for batch in batches)
+
+
+def test_a_worker_tells_of_every_record_that_it_leaves_out_once():
+    left_out = LeftOut({"a.jsonl:1": "found when files were opened"})
+    assemble = WithLeftOut(sum, left_out)
+    assert assemble([1, 2]) == (3, [])
+    left_out.add("a.jsonl:7", "half.png: damaged")
+    left_out.add("a.jsonl:7", "half.png: damaged")
+    assert assemble([3]) == (3, [("a.jsonl:7", "half.png: damaged")])
+    assert assemble([4]) == (4, [])
+
+
+@pytest.mark.slow
+def test_what_worker_processes_leave_out_is_counted_by_the_process_that_trains(folder, config, tokenizer):
+    half = write_image(folder / "half.png", 64, 64)
+    half.write_bytes(half.read_bytes()[:3000])
+    records = [[{"text": f"good {i}"}, {"image": "0.png"}] for i in range(8)] + [[{"image": "half.png"}]] * 3
+    path = write_records(folder / "some.jsonl", records)
+    config = dataclasses.replace(config, paths=(str(path),), validation_fraction=0, shuffle_window_tokens=0)
+    config = dataclasses.replace(config, media=dataclasses.replace(MEDIA, bad_media="skip"), worker_processes=2)
+    corpus = open_corpus(config)
+    batches = list(itertools.islice(train_batches(corpus, tokenizer, config), 20))
+    assert all(isinstance(batch, Batch) for batch in batches)
+    assert len(corpus.left_out) == 3 and all("half.png" in reason for reason in corpus.left_out.reasons.values())
 
 
 def test_skipping_does_not_go_on_for_ever_where_no_document_is_left(folder, config, tokenizer):

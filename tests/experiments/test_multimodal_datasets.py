@@ -5,17 +5,20 @@ import json
 import numpy as np
 import pytest
 
-from experiments.multimodal.datasets import BOXES, STEPS, DatasetsConfig, write_datasets
+from experiments.multimodal.datasets import BOXES, DatasetsConfig, write_datasets
+from experiments.multimodal.digits import PARTS, numbers_of
+from experiments.multimodal.documents import STEPS
 from experiments.multimodal.sources import synthetic_sources
 from zoo.data import DataConfig, MediaConfig, open_corpus
 from zoo.data.images import read_image
 
-MEDIA = MediaConfig(patch_size=8, patches_per_row=256, clips_per_row=4, check="contents")
+MEDIA = MediaConfig(patch_size=8, patches_per_row=256, clips_per_row=4, image_codes=8, check="contents")
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return write_datasets(DatasetsConfig(tmp_path_factory.mktemp("datasets"), videos=24, most=60))
+    folder = tmp_path_factory.mktemp("datasets")
+    return write_datasets(DatasetsConfig(folder, videos=24, pairs=16, drawings=16, texts=16, most=30))
 
 
 def records(path) -> list[dict]:
@@ -24,7 +27,9 @@ def records(path) -> list[dict]:
 
 def test_every_modality_has_documents_for_training_and_for_testing_that_can_be_read(written):
     assert set(written) == {"speech/train", "speech/test", "speech/speaker", "picture/train", "picture/test",
-                            "statement/train", "statement/test", "video/train", "video/test"}  # fmt: skip
+                            "statement/train", "statement/test", "video/train", "video/test", "pair/train",
+                            "pair/test", "pair/mixed", "draw/train", "draw/test", "text/train",
+                            "text/test"}  # fmt: skip
     for path in written.values():
         config = DataConfig(
             paths=(str(path),), format="interleaved", packing="first_fit", media=MEDIA, validation_fraction=0
@@ -35,10 +40,14 @@ def test_every_modality_has_documents_for_training_and_for_testing_that_can_be_r
 
 def test_only_answers_count_and_every_document_says_what_it_is(written):
     for name, path in written.items():
+        folder = name.split("/")[0]
         for record in records(path):
-            *_, question, answer = record["content"]
-            assert question["loss"] is False and set(answer) == {"text"}
-            assert record["kind"].split("_")[0] == name.split("/")[0]
+            assert record["kind"].split("_")[0] in (folder, name.split("/")[1])
+            *_, question, answer = [{}, *record["content"]]
+            if folder == "draw":
+                assert question["loss"] is False and answer["output"] is True
+            elif folder != "text":
+                assert question["loss"] is False and set(answer) == {"text"} and answer["text"].startswith(" ")
 
 
 def test_the_held_out_speaker_and_the_first_recordings_are_not_trained_on(written):
@@ -47,7 +56,18 @@ def test_the_held_out_speaker_and_the_first_recordings_are_not_trained_on(writte
     speakers = {split: {name.split("_")[1] for name in found} for split, found in names.items()}
     assert len(speakers["speaker"]) == 1 and not speakers["speaker"] & (speakers["train"] | speakers["test"])
     assert {name.split("_")[2] for name in names["test"]} == {"0.wav"}
-    assert "0.wav" not in {name.split("_")[2] for name in names["train"]}
+    assert "0" not in {name.removesuffix(".wav").split("_")[2] for name in names["train"]}
+
+
+def test_digits_of_tests_of_the_classifier_and_of_training_are_disjoint():
+    parts = [set(numbers_of(part, 50)) for part in PARTS]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == 50
+
+
+def test_a_pair_names_the_answer_that_the_other_order_has(written):
+    for path in (written["pair/test"], written["pair/mixed"]):
+        for record in records(path):
+            assert record["swapped"] != record["content"][-1]["text"] and record["swapped"].startswith(" ")
 
 
 def test_statements_are_permuted_by_box_for_training_only():
@@ -62,7 +82,9 @@ def test_moving_digits_move_where_the_answer_says(written):
         if record["kind"] == "video_motion":
             frames = sorted((path.parent / record["content"][0]["video"]).iterdir())
             first, second = (read_image(frame, MEDIA) for frame in frames[:2])
-            np.testing.assert_array_equal(np.roll(first, STEPS[record["content"][-1]["text"]], axis=(0, 1)), second)
+            np.testing.assert_array_equal(
+                np.roll(first, STEPS[record["content"][-1]["text"].strip()], axis=(0, 1)), second
+            )
             seen += 1
     assert seen == 12
 
@@ -81,3 +103,4 @@ def test_the_real_sources_have_the_sizes_that_their_notes_say(shared_dir):
     assert (len(sources.clips), len(sources.pictures), len(sources.statements)) == (3000, 3583, 990 + 985 + 989)
     assert len({clip.speaker for clip in sources.clips}) == 6 and sources.digits[0].shape == (10_000, 28, 28)
     assert sum(clip.index < 5 for clip in sources.clips) == 300
+    assert min(map(len, sources.texts.values())) > 1000

@@ -129,7 +129,7 @@ def test_programs_are_compiled_once_for_models_of_equal_structure(make_model):
     assert outputs[0] == outputs[2] != outputs[1], "weights are arguments, not constants"
     assert generation_module._programs.cache_info().misses == 1
     structure, _ = take_apart(make_model())
-    programs = generation_module._programs(structure, Sampling(), 0, None)
+    programs = generation_module._programs(structure, Sampling(), 0, None, None)
     assert generation_module._programs.cache_info().misses == 1
     assert programs.prefill._cache_size() == programs.decode._cache_size() == 1
 

@@ -80,7 +80,8 @@ def test_a_vector_that_is_left_out_would_be_noticed(case, name):
     assert sparse.difference(model, expected) > 1e-2
 
 
-# arXiv 2508.10925, table 1: 20.91B and 116.83B; 3.61B and 5.13B active, the embedding not counted there.
+# arXiv 2508.10925, table 1: 20.91B and 116.83B; 3.61B and 5.13B active, the embedding not counted there. The totals are
+# to the last digit general.parameter_count of the released GGUF files (looked up on 2026-11-26).
 COUNTS = [
     ("gpt-oss-20b", 20_914_757_184, 4_187_440_704, 3.61),
     ("gpt-oss-120b", 116_829_156_672, 5_711_982_912, 5.13),

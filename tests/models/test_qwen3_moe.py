@@ -72,7 +72,8 @@ def test_dense_and_sparse_layers_can_be_scanned(case):
     assert sparse.difference(model, expected) < sparse.TOLERANCE
 
 
-# Model cards of Qwen3-30B-A3B (30.5B, 3.3B active) and Qwen3-235B-A22B (235B, 22B active).
+# Model cards: Qwen3-30B-A3B 30.5B, 3.3B active; Qwen3-235B-A22B 235B, 22B active. The totals are to the last digit
+# general.parameter_count of the GGUF file and keras-hub's preset qwen3_moe_235b_a22b_en (looked up on 2026-11-26).
 COUNTS = [
     ("qwen3-30b-a3b", 30_532_122_624, 3_353_032_704),
     ("qwen3-235b-a22b", 235_093_634_560, 22_190_763_520),

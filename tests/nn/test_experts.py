@@ -213,6 +213,7 @@ def test_parameter_and_operation_counts_are_those_of_the_layer():
         ("dispatch", "random", "dispatch 'random' is unknown"),
         ("capacity_factor", float("nan"), "capacity_factor must be between"),
         ("jitter", 1.0, "jitter must be between 0 and 0.99"),
+        ("exchange_capacity_factor", 0.5, "exchange_capacity_factor must be none or between 1 and 1e6, got 0.5"),
     ],
 )
 def test_wrong_fields_are_refused_by_name(field, value, words):

@@ -15,7 +15,7 @@ from zoo.inference.sampling import Sampling
 from zoo.interop import Packing, packed_model
 from zoo.models import build
 from zoo.nn import packed as packed_module
-from zoo.nn.packed import PackedWeight, packed_product, packed_rows, unpack
+from zoo.nn.packed import PackedWeight, packed_expert_products, packed_product, packed_rows, unpack
 from zoo.nn.parameters import project
 from zoo.nn.quantise import quantise
 
@@ -53,6 +53,38 @@ def test_a_product_in_blocks_is_the_product(rows, monkeypatch):
     np.testing.assert_allclose(blocked, whole, atol=1e-5)
     index = np.array([rows - 1, 0])
     np.testing.assert_array_equal(packed_rows(table, index, jnp.float32), unpack(table, jnp.float32)[index])
+
+
+@pytest.mark.parametrize("sizes", [(5, 0, 3, 1), (0, 0, 0, 0), (1, 2, 0, 7)], ids=str)
+def test_rows_meet_the_packed_matrix_of_their_expert_and_rows_of_none_give_zero(sizes, monkeypatch):
+    monkeypatch.setattr(packed_module, "EXPERT_ROWS", 4)
+    matrices = random(4, 32, 24)
+    weight = jax.tree.map(lambda *parts: jnp.stack(parts), *(quantise(each, 4, num_contracted=1) for each in matrices))
+    rows = random(10, 32)
+    found = jax.jit(packed_expert_products, static_argnames="precision")(rows, weight, jnp.array(sizes), precision=None)
+    ids = np.repeat(np.arange(len(sizes)), sizes)
+    matrices = np.asarray(unpack(weight, jnp.float32))
+    expected = np.zeros((10, 24), np.float32)
+    expected[: len(ids)] = np.einsum("rk,rko->ro", rows[: len(ids)], matrices[ids])
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_experts_with_equally_many_rows_meet_their_packed_matrices():
+    weight = jax.tree.map(
+        lambda *parts: jnp.stack(parts), *(quantise(each, 8, num_contracted=1) for each in random(3, 32, 16))
+    )
+    rows = random(3, 2, 32)
+    expected = jnp.einsum("erk,eko->ero", rows, unpack(weight, jnp.float32))
+    np.testing.assert_allclose(packed_expert_products(rows, weight, None, precision=None), expected, atol=1e-5)
+
+
+def test_a_program_never_holds_more_of_the_experts_than_a_part_of_one_of_them():
+    struct, experts, width = jax.ShapeDtypeStruct, 8, 2048
+    scales = struct((experts, width, width // 32), jnp.float16)
+    weight = PackedWeight(struct((experts, width, width // 2), jnp.uint8), scales, 4, 32, (width,), (width,), False)
+    product = lambda rows, weight, sizes: packed_expert_products(rows, weight, sizes, precision=None)  # noqa: E731
+    compiled = jax.jit(product).lower(struct((2, width), jnp.float32), weight, struct((experts,), jnp.int32)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 4 * width * width  # one expert's matrix in float32
 
 
 def test_four_bits_lie_two_to_a_byte_the_first_half_of_a_row_in_the_low_ones():

@@ -13,6 +13,7 @@ from flax import nnx
 from zoo.ahead_of_time import tpu
 from zoo.nn import expert_exchange, run_layers
 from zoo.nn.execution import Execution
+from zoo.nn.expert_dispatch import Dispatch
 from zoo.nn.experts import ExpertsConfig, SparseFeedForward
 from zoo.nn.router import load_balancing_loss, router_z_loss
 from zoo.parallel import (
@@ -52,8 +53,8 @@ BIASES = {
 }
 
 
-def layer_state(execution: Execution, dispatch: str, loads: str) -> tuple[Any, nnx.State]:
-    config = ExpertsConfig(**(vars(CONFIG) | {"dispatch": dispatch}))
+def layer_state(execution: Execution, dispatch: str, loads: str, factor: float | None = None) -> tuple[Any, nnx.State]:
+    config = ExpertsConfig(**(vars(CONFIG) | {"dispatch": dispatch, "exchange_capacity_factor": factor}))
     layers = nnx.List([SparseFeedForward(D, config, execution=execution, rngs=nnx.Rngs(0))])
     graphdef, state = nnx.split(layers)
     state = jax.tree.map(lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape), state)
@@ -61,12 +62,12 @@ def layer_state(execution: Execution, dispatch: str, loads: str) -> tuple[Any, n
     return graphdef, state
 
 
-def results(sizes: dict[str, int], dispatch: str, loads: str, remat: str = "none") -> Any:
+def results(sizes: dict[str, int], dispatch: str, loads: str, remat: str = "none", factor: float | None = None) -> Any:
     """((loss, (outputs, statistics)), gradients of parameters and inputs) of a layer on a mesh, in training."""
     devices = int(np.prod([*sizes.values(), 1]))
     mesh, rules = make_mesh(MeshConfig(**({"fsdp": 1} | sizes)), jax.devices()[:devices]), ShardingRules()
     execution = Execution(remat_policy=remat)
-    graphdef, state = layer_state(execution, dispatch, loads)
+    graphdef, state = layer_state(execution, dispatch, loads, factor)
     mask = jnp.arange(T) < LENGTHS[:, None]
 
     def run(state, x, mask, rng):
@@ -157,7 +158,7 @@ def ragged_by_hand(operand, output, input_offsets, send_sizes, output_offsets, r
         sent, begin, size, to = (x[source] for x in every)
         here = (row >= to[mine]) & (row < (to + size)[mine])
         index = jnp.sum(jnp.where(here, begin[mine] + row - to[mine], 0), axis=1)
-        output = jnp.where(here.any(1)[:, None], sent[index], output)
+        output = jnp.where(here.any(1).reshape(-1, *[1] * (output.ndim - 1)), sent[index], output)
         # A receiver has to know what it is sent.
         known = recv_sizes[source * parts : (source + 1) * parts] == size[mine]
         output = jnp.where(known.all(), output, jnp.nan)
@@ -172,6 +173,87 @@ def test_parts_of_unequal_size_arrive_where_padded_ones_do(monkeypatch):
     monkeypatch.setattr(jax.lax, "ragged_all_to_all", lambda *a, **k: calls.append(1) or ragged_by_hand(*a, **k))
     assert_alike(results(*case), *case[1:])
     assert len(calls) >= 6  # tokens and weights there, rows back; forward and backward
+
+
+def test_a_bounded_exchange_that_nothing_overflows_is_the_one_of_one_device():
+    """Room for 1.5 times the balanced load, where the bound is 4 times without."""
+    case = ({"data": 2, "expert": 4}, "dropless", "spread")
+    found = results(*case, factor=1.5)
+    assert_alike(found, *case[1:])
+    assert found[0][1][1].dropped[0] == 0
+
+
+def exchanged(counts: np.ndarray, width: int) -> Any:
+    """(numbers of the rows behind the exchange, the same sent back, the gradients of both for given weights, sizes,
+    dropped rows) of every device; the elements of a row are its number, from 1 on. The bound is the balanced load."""
+    devices, experts = counts.shape
+    length = int(counts.sum(1).max()) + 3  # the last rows belong to no expert, as those of padding
+    mesh = make_mesh(MeshConfig(fsdp=1, expert=devices), jax.devices()[:devices])
+
+    def run(rows, sizes, weights):
+        place = jnp.zeros((length, 1), jnp.int32)
+        dispatch = Dispatch(place[:, 0], place, sizes[0], jnp.zeros(()), experts, True)
+        exchange = expert_exchange.plan_exchange(dispatch, ("expert",), 1.0)
+        there, pull = jax.vjp(lambda rows: expert_exchange.send(rows, exchange), rows[0])
+        back, pull_back = jax.vjp(lambda rows: expert_exchange.send_back(rows, exchange, length), there)
+        gradients = pull(weights[0, : len(there)])[0], pull_back(rows[0])[0]
+        return jax.tree.map(lambda a: a[None], (there, back, *gradients, exchange.own_sizes, exchange.dropped[None]))
+
+    spec = jax.sharding.PartitionSpec("expert")
+    rows = jnp.arange(1.0, devices * length + 1).reshape(devices, length, 1).repeat(width, 2)
+    call = jax.jit(jax.shard_map(run, mesh=mesh, in_specs=(spec,) * 3, out_specs=spec, check_vma=False))
+    found = [np.asarray(a) for a in call(rows, counts, weights_of_rows(devices, length).repeat(width, 2))]
+    assert all((a == a[..., :1]).all() for a in found if a.ndim == 3)
+    return [a[..., 0] if a.ndim == 3 else a for a in found]
+
+
+def weights_of_rows(devices: int, length: int) -> jax.Array:
+    return jax.random.normal(jax.random.key(0), (devices, devices * length, 1))
+
+
+@pytest.mark.parametrize(
+    ("devices", "width", "platform"),
+    [(8, 1, "tpu"), (2, 1024, "tpu"), (8, 1, "cpu")],
+    ids=["ragged", "ragged, wide rows", "padded"],
+)
+def test_an_exchange_drops_the_last_rows_for_a_device_without_room_and_counts_them(
+    devices, width, platform, monkeypatch
+):
+    monkeypatch.setattr(expert_exchange, "target_platform", lambda: platform)
+    monkeypatch.setattr(jax.lax, "ragged_all_to_all", ragged_by_hand)
+    counts = np.array(jax.random.randint(jax.random.key(5), (devices, 2 * devices), 0, 5), np.int32)
+    counts[:, -2:] += 9  # those of the last device
+    counts[1, -2] = 0
+    there, back, pulled, pulled_back, sizes, dropped = exchanged(counts, width)
+    length, room = back.shape[1], there.shape[1]
+    own = counts.reshape(devices, devices, 2).sum(0)
+    fits = own.sum(1) <= room
+    assert room == -(-length // 16) * 16 < own[-1].sum()
+    np.testing.assert_array_equal(sizes[fits], own[fits])
+    assert fits.sum() == devices - 1 and room - 2 * devices <= sizes[-1].sum() <= room
+    assert dropped.sum() == counts.sum() - sizes.sum() > 0
+
+    starts = np.cumsum(counts, 1) - counts
+    expected = np.zeros_like(back)
+    for expert in range(2 * devices):
+        begin = sizes[expert // 2, : expert % 2].sum()
+        arrived = there[expert // 2, begin : begin + sizes[expert // 2, expert % 2]]
+        assert (np.diff(arrived) > 0).all()
+        for device in range(devices):
+            first = device * length + starts[device, expert] + 1
+            taken = arrived[(arrived > device * length) & (arrived <= (device + 1) * length)]
+            # The first of them, in their order.
+            np.testing.assert_array_equal(taken, np.arange(first, first + len(taken)))
+            assert len(taken) <= counts[device, expert]
+            expected[device, starts[device, expert] :][: len(taken)] = taken
+    np.testing.assert_array_equal(back, expected)
+    np.testing.assert_array_equal(dropped[:, 0], counts.sum(1) - np.count_nonzero(back, 1))
+    # The gradient of a row is that of its place behind the exchange, and the other way round.
+    weights = np.asarray(weights_of_rows(devices, length))[:, :room, 0]
+    by_number = dict(zip(there[there > 0], weights[there > 0]))
+    np.testing.assert_array_equal(pulled[back > 0], [by_number[number] for number in back[back > 0]])
+    assert not pulled[back == 0].any()
+    np.testing.assert_array_equal(pulled_back, there)
 
 
 def test_experts_lie_on_their_devices_and_no_other_parameter_is_divided_twice():

@@ -17,7 +17,7 @@ from zoo.parallel import MeshConfig, activation_sharding, make_mesh
 from zoo.parallel.compiler_options import compiler_options
 from zoo.planning.estimate import work
 from zoo.planning.program import memory_by_kind
-from zoo.planning.search import candidates, meshes, shortlist
+from zoo.planning.search import _model, candidates, meshes, shortlist
 from zoo.planning.table import table
 from zoo.planning.topology import Topology, open_topology
 from zoo.recipes import recipe
@@ -210,6 +210,24 @@ def test_a_search_tries_only_meshes_that_divide_and_prefers_what_fits():
     # On one chip nothing fits: the smallest come first.
     alone = candidates(changed, described(1))
     assert alone[0].bytes == min(one.bytes for one in alone) > tpu.V5P.hbm_bytes
+
+
+def test_a_search_divides_experts_which_takes_memory_and_traffic_from_a_sparse_model():
+    sparse = recipe("gemini-pro-like-v4-4096")
+    found = {(mesh.expert, mesh.tensor): mesh for mesh in meshes(sparse, 4096, 1)}
+    assert {expert for expert, _ in found} == {1, 2, 4, 8, 16, 32}
+    for mesh in found.values():
+        shares = mesh.fsdp * mesh.context * mesh.expert
+        assert mesh.data * shares * mesh.tensor == 4096 and 8192 % shares == 0
+        assert sparse.data.batch_size % (mesh.data * mesh.fsdp * mesh.expert) == 0
+    together, apart = (dataclasses.replace(sparse, mesh=found[experts, 2]) for experts in (1, 32))
+    (more_bytes, more_seconds), (fewer_bytes, fewer_seconds) = (
+        _model(one, described(4096)) for one in (together, apart)
+    )
+    # Of a sparse layer, one device gathers all experts or one of them.
+    one_layer = 31 / 32 * 32 * 3 * 8192 * 12288 / 2 / 2
+    assert more_bytes - fewer_bytes == pytest.approx(12 * one_layer, rel=0.01)
+    assert fewer_seconds < more_seconds
 
 
 def test_the_compiler_options_of_a_platform_are_one_set():

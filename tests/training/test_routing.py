@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from matplotlib.figure import Figure
 
 from zoo.data import Batch
 from zoo.models import GeminiConfig, build
@@ -282,6 +283,16 @@ def test_a_step_line_names_the_busiest_expert_and_what_was_dropped():
     assert "dropped 2.5%" in line(sparse_numbers(1, dropped=0.025))
     dense = {name: value for name, value in sparse_numbers(1).items() if not name.startswith("router")}
     assert "load" not in line(dense)
+
+
+@pytest.mark.parametrize("dropped", [0.0, 0.1])
+def test_the_picture_has_an_axis_for_dropped_choices_where_there_are_any(tmp_path, monkeypatch, dropped):
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append([a.get_ylabel() for a in figure.axes]))
+    rows = [sparse_numbers(step, dropped) for step in range(1, 9)]
+    (tmp_path / "sparse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    router_picture(tmp_path / "sparse.jsonl", tmp_path / "sparse.png")
+    assert ("dropped (%)" in drawn[0]) == (dropped > 0) and "largest load" in drawn[0]
 
 
 def test_the_picture_is_drawn_for_sparse_runs_only(tmp_path):

@@ -62,6 +62,10 @@ class CollectiveReader:
         if kind == "all-reduce" and _keeps_a_slice(computation, instruction, groups.shape[1]):
             kind = "reduce-scatter"
         given = [shape for shapes in computation.operand_shapes(instruction) for shape in shapes]
+        if kind == "ragged-all-to-all":
+            # Rows, the buffer that they go to, offsets and sizes. How full is the larger of the first two, only the run
+            # knows; the smaller one is full where the load is balanced.
+            given = [min(given[:2], key=lambda shape: shape.bytes)]
         in_bytes = sum(shape.bytes for shape in given)
         devices = groups.shape[1]
         out_bytes = {"all-gather": in_bytes * devices, "reduce-scatter": in_bytes / devices}.get(kind, in_bytes)
@@ -71,6 +75,7 @@ class CollectiveReader:
             "reduce-scatter": in_bytes * share,
             "all-reduce": 2 * in_bytes * share,
             "all-to-all": in_bytes * share,
+            "ragged-all-to-all": in_bytes * share,
         }.get(kind, in_bytes)
         network = self._network
         return Collective(

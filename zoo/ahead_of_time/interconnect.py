@@ -78,7 +78,8 @@ class Network:
         all-gather, reduce-scatter of V bytes over n devices: V (n - 1) / n at the rate of all links of the dimensions
         that the group spans, both ways where a dimension is a whole ring, one way where it is not; all-reduce: twice
         that; all-to-all: v n_d / 8 per link of the longest dimension d (a line: v n_d / 4); permute: the longest way in
-        hops times the bytes. Across slices: the same with the slow network.
+        hops times the bytes. A ragged all-to-all counts as one of equal parts. Across slices: the same with the slow
+        network.
         """
         size = groups.shape[1]
         spans, crosses = self._spans(groups)
@@ -87,7 +88,7 @@ class Network:
         hops = sum(self._hops(span, dim) for dim, span in enumerate(spans) if span > 1)
         if kind == "collective-permute":
             return self._permute(groups, in_bytes, crosses)
-        if kind == "all-to-all":
+        if kind in ("all-to-all", "ragged-all-to-all"):
             within = max(
                 (self._all_to_all(in_bytes, span, dim) for dim, span in enumerate(spans) if span > 1), default=0.0
             )

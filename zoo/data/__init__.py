@@ -13,6 +13,7 @@ from zoo.data.iterator import epochs_read, train_dataset, validation_dataset
 from zoo.data.media import AudioClips, BadMedia, LeftOut, Media, PackedImages
 from zoo.data.media_config import MediaConfig
 from zoo.data.media_packing import media_shapes
+from zoo.data.no_text import NoText
 from zoo.data.rendering import EncodeImage, load_media_prompt
 from zoo.data.sentencepiece_tokenizer import train_tokenizer
 from zoo.data.streams import TrainBatches, epochs_begun, train_batches
@@ -35,6 +36,7 @@ __all__ = [
     "MediaConfig",
     "MediaVocabulary",
     "Message",
+    "NoText",
     "PackedImages",
     "Part",
     "Tokenizer",

@@ -15,7 +15,8 @@ written here. Paths are relative to the .jsonl file. A part is one of
 
 "loss" says of a text or an output image whether its prediction counts, on a document for all parts that do not say so
 themselves (true). What is read as soft tokens, its markers and time stamps never counts. Other fields of a document are
-passed over; "kind" is kept for evaluation.
+passed over; "kind" is kept for evaluation. Where only images are read (`MediaConfig.image_side`), texts and recordings
+are passed over unread, and images to be generated are like any other.
 """
 
 import hashlib
@@ -102,7 +103,9 @@ def parse_interleaved(value: Any, where: str, folder: Path, config: MediaConfig,
     if not isinstance(loss, bool) or not isinstance(kind, str):
         raise UserError(f"{where}: 'loss' must be true or false and 'kind' a string")
     parts = [
-        _part(part, f"{where}: part {number}", folder, loss, config) for number, part in enumerate(record["content"], 1)
+        _part(part, f"{where}: part {number}", folder, loss, config)
+        for number, part in enumerate(record["content"], 1)
+        if not (config.image_side and isinstance(part, Mapping) and ("text" in part or "audio" in part))
     ]
     parts = [part for part in parts if part.kind != "text" or part.text]
     if all(part.kind == "text" and not part.text.strip() for part in parts):
@@ -129,11 +132,11 @@ def _part(value: Any, at: str, folder: Path, loss: bool, config: MediaConfig) ->
     loss = value.get("loss", loss)
     if kind == "text":
         return Part("text", text=content, loss=loss)
-    output, path = value.get("output", False), folder / content
+    output, path = value.get("output", False) and not config.image_side, folder / content
     _check_wanted(kind, output, at, config)
-    if kind == "image" and not output and ("codes" in value or "loss" in value):
+    if kind == "image" and not value.get("output", False) and ("codes" in value or "loss" in value):
         raise UserError(f"{at}: 'codes' and 'loss' belong to images with \"output\": true")
-    codes = _codes(value["codes"], at, config) if "codes" in value else None
+    codes = _codes(value["codes"], at, config) if output and "codes" in value else None
     if codes is None:  # else the file is for people only
         _check_file(kind, path, at)
     return Part(kind, path=path, loss=loss, output=output, codes=codes, fps=_fps(value.get("fps", 1), at))

@@ -70,11 +70,12 @@ def train_dataset(
         from absl import flags
 
         flags.FLAGS.mark_as_parsed()
+        batches = rows.batch(rows_per_stream, drop_remainder=True, batch_fn=WithLeftOut(assemble, corpus.left_out))
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     else:
         batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=READ_AHEAD_BATCHES)
     identity = _identity(corpus, tokenizer, config, stream, streams)
-    return _Positioned(batches, identity, tokenizer.bos_id)
+    return _Positioned(batches, identity, tokenizer.bos_id, corpus.left_out)
 
 
 def validation_dataset(
@@ -165,28 +166,47 @@ def _identity(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, stream: 
     }
 
 
-class _Positioned(grain.IterDataset):
-    """Adds to the state what data it belongs to and how many documents have been begun."""
+class WithLeftOut:
+    """In a worker process: a batch, and the records (where, reason) that were left out since the one before it."""
 
-    def __init__(self, parent: grain.IterDataset, identity: dict[str, Any], bos_id: int):
+    def __init__(self, assemble: Any, left_out: LeftOut):
+        self._assemble, self._left_out, self._told = assemble, left_out, len(left_out)
+
+    def __call__(self, rows: Any) -> tuple[Batch, list[tuple[str, str]]]:
+        new = list(self._left_out.reasons.items())[self._told :]
+        self._told += len(new)
+        return self._assemble(rows), new
+
+
+class _Positioned(grain.IterDataset):
+    """Adds to the state what data it belongs to and how many documents have been begun, and counts what worker
+    processes left out."""
+
+    def __init__(self, parent: grain.IterDataset, identity: dict[str, Any], bos_id: int, left_out: LeftOut):
         super().__init__(parent)
         self._identity = identity
         self._bos_id = bos_id
+        self._left_out = left_out
 
     def __iter__(self) -> grain.DatasetIterator:
-        return _PositionedIterator(self._parent.__iter__(), self._identity, self._bos_id)
+        return _PositionedIterator(self._parent.__iter__(), self._identity, self._bos_id, self._left_out)
 
 
 class _PositionedIterator(grain.DatasetIterator):
-    def __init__(self, parent: grain.DatasetIterator, identity: dict[str, Any], bos_id: int):
+    def __init__(self, parent: grain.DatasetIterator, identity: dict[str, Any], bos_id: int, left_out: LeftOut):
         super().__init__(parent)
         self._identity = identity
         self._bos_id = bos_id
+        self._left_out = left_out
         self._documents = 0
         weakref.finalize(self, _close_once, parent)
 
     def __next__(self) -> Batch:
         batch = next(self._parent)
+        if isinstance(batch, tuple):
+            batch, left_out = batch
+            for where, reason in left_out:
+                self._left_out.add(where, reason)
         begun = (batch.segment_ids > 0) & (batch.positions == 0) & (batch.tokens == self._bos_id)
         self._documents += int(np.count_nonzero(begun))
         return batch

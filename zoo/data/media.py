@@ -5,6 +5,7 @@ gives soft tokens of a whole row, and a slot says which of them stands at a posi
 """
 
 import logging
+import multiprocessing
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,8 @@ class LeftOut:
         """Counts a record, and says so when it is met for the first time."""
         if where not in self._reasons:
             self._reasons[where] = reason
+            if multiprocessing.parent_process() is not None:
+                return  # a worker's are counted, and said, by the process that takes its batches
             logger.warning("left out (data.media.bad_media=skip): %s", reason)
 
 

@@ -61,6 +61,15 @@ class MediaConfig:
     image_codes: int = 0
     """Codes of the VQ tokenizer in which images are written; 0 = no images are written."""
 
+    image_tokenizer: str | None = None
+    """A run of the recipe image-vq, whose codes stand for images to be generated that bring none of their own; None =
+    all bring theirs."""
+
+    image_side: int = 0
+    """For training a tokenizer of images: of a document only images are read, those to be generated and the frames of
+    videos among them, each cut to the square in its middle and resized to so many pixels a side; a multiple of
+    `patch_size` x `merge`. 0 = whole documents."""
+
     check: Literal["files", "contents"] = "files"
     """What is looked at before training starts. files: each exists, is not empty and has a known extension. contents:
     each is decoded once, too; otherwise that happens when its document is read."""
@@ -70,10 +79,10 @@ class MediaConfig:
     and counted."""
 
     def __post_init__(self):
-        least = {"patches_per_row": 0, "clips_per_row": 0, "image_codes": 0}
+        least = {"patches_per_row": 0, "clips_per_row": 0, "image_codes": 0, "image_side": 0}
         for name in ("patch_size", "merge", "max_patches", "patches_per_row", "min_image_side", "max_image_side",
                      "max_image_pixels", "clips_per_row", "clip_frames", "audio_reduction", "mel_bins", "video_frames",
-                     "image_codes"):  # fmt: skip
+                     "image_codes", "image_side"):  # fmt: skip
             _whole(name, getattr(self, name), least.get(name, 1))
         if self.video_max_patches is not None:
             _whole("video_max_patches", self.video_max_patches, 1)
@@ -89,6 +98,11 @@ class MediaConfig:
             value = getattr(self, name)
             if value and value % square:
                 raise UserError(f"media.{name}={value} must be a multiple of merge x merge = {square}")
+        if self.image_side % (self.patch_size * self.merge):
+            raise UserError(
+                f"media.image_side={self.image_side} must be a multiple of patch_size x merge = "
+                f"{self.patch_size * self.merge}"
+            )
         if self.clip_frames % self.audio_reduction:
             raise UserError(
                 f"media.clip_frames={self.clip_frames} must be a multiple of audio_reduction={self.audio_reduction}"

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Bool, Float32, Int32, UInt8
 
 from zoo.data.audio import clips_of, read_audio
-from zoo.data.images import patches_of, read_image, resized, scaled
+from zoo.data.images import patches_of, read_image, resized, scaled, square
 from zoo.data.interleaved import Interleaved, Part, parse_interleaved
 from zoo.data.log_mel import HOP, SAMPLE_RATE
 from zoo.data.media import AudioClips, BadMedia, Media, PackedImages
@@ -140,7 +140,10 @@ def _images(part: Part, config: MediaConfig) -> Iterator[tuple[str, np.ndarray]]
     budget = config.max_patches if part.kind == "image" else config.video_max_patches or config.max_patches
     for seconds, pixels in shown or read_video(part.path, config, part.fps):
         try:
-            yield "" if seconds is None else time_stamp(seconds), resized(pixels, config, budget)
+            if config.image_side:
+                yield "", square(pixels, config.image_side)
+            else:
+                yield "" if seconds is None else time_stamp(seconds), resized(pixels, config, budget)
         except BadMedia as error:
             raise BadMedia(f"{part.path}: {error}") from None
 

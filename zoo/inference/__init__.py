@@ -4,8 +4,10 @@
 `score_text(model, tokenizer, text)`.
 """
 
+from zoo.inference.constraint import ImageOutput as ImageOutput
 from zoo.inference.generation import INFERENCE_RULES as INFERENCE_RULES
 from zoo.inference.generation import generate as generate
+from zoo.inference.media_prompts import stack_prompts as stack_prompts
 from zoo.inference.prompts import left_pad as left_pad
 from zoo.inference.sampling import Sampling as Sampling
 from zoo.inference.sampling import sample as sample

@@ -8,6 +8,7 @@
 * The host fetches the tokens of a block while the next one runs: neither streaming nor the end of a generation makes
   the device wait. A stream gets blocks of about `STREAM_SECONDS`.
 * On a mesh whose rules divide the length, devices share the tokens of the prompts and the slots of global layers.
+* Media are read by prefill alone: their soft tokens are in the cache afterwards.
 """
 
 import functools
@@ -22,7 +23,10 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Int, Key
 
+from zoo.data import Media
 from zoo.errors import UserError
+from zoo.inference.constraint import ImageOutput, advance, constrain, first_state
+from zoo.inference.media_prompts import check_media, media_contents, padded_media
 from zoo.inference.model import LanguageModel, Structure, take_apart
 from zoo.inference.prompts import check_mask, check_seed, check_tokens, positions_of, row_keys
 from zoo.inference.sampling import Sampling, sample
@@ -50,13 +54,15 @@ class Last(NamedTuple):
     """How many tokens were drawn so far."""
     stopped: Bool[Array, "b"]
     """Rows whose stop token was drawn."""
+    written: Int[Array, "b"] | None = None
+    """Codes written in the open image of each row (`zoo.inference.constraint`); None where no images are written."""
 
 
 class Programs(NamedTuple):
     """The two compiled functions of one model structure."""
 
     prefill: Callable[..., tuple[Any, Last]]
-    """(arrays, tokens, positions, segment_ids, keys, stops, cache_length=) -> (cache, last)"""
+    """(arrays, tokens, positions, segment_ids, keys, stops, media, written, cache_length=) -> (cache, last)"""
     decode: Callable[..., tuple[Any, Last, Int[Array, "b BLOCK"]]]
     """(arrays, cache [donated], last, keys, stops, steps) -> (cache, last, the tokens of these steps, then pad_id)"""
 
@@ -74,19 +80,28 @@ def generate(
     pad_id: int = 0,
     mesh: Mesh | None = None,
     rules: ShardingRules | None = None,
+    media: Media | None = None,
+    image_output: ImageOutput | None = None,
 ) -> Int[np.ndarray, "b n"]:
     """The `max_new_tokens` tokens after each prompt, int32; after a row's stop token (which is kept) pad_id.
 
     Prompts of unequal length are left-padded (`left_pad`): mask 0 = padding, positions count from the first real token.
     With `stop_tokens=()` nothing stops a row. `on_token` is called with the newest token of every row, int32 [B], once
     for each step until all rows have stopped. What is drawn for a prompt depends on the seed and the prompt, not on the
-    batch it is in (`row_keys`).
+    batch it is in (`row_keys`); images and recordings are part of the prompt.
+
+    `media` are the prompts' images and recordings (`load_media_prompt`; `stack_prompts` for several). `image_output`
+    says which tokens are words and how images are written: each begins with image_begin, has exactly so many codes and
+    then image_end; a prompt that ends in image_begin is continued by an image. With codes_per_image = 0 only words are
+    drawn. Without it any id may be drawn, also one that is no word of the tokenizer.
 
     On a `mesh` (that of `zoo.load`), or inside of `activation_sharding`, devices share the work by `rules`, by default
     `INFERENCE_RULES`. Prompts are padded to a multiple of the devices that share a sequence; the result is the same.
 
     Raises:
-      UserError: tokens outside the vocabulary, a mask that is not left-padding, max_new_tokens below 1.
+      UserError: tokens outside the vocabulary, a mask that is not left-padding, max_new_tokens below 1; media that the
+        model has no encoder for, of other rows than the tokens, or whose slots name soft tokens that there are not; a
+        prompt that ends in an image which cannot be completed.
     """
     if mesh is not None:
         with activation_sharding(mesh, rules or INFERENCE_RULES):
@@ -100,18 +115,23 @@ def generate(
                 seed=seed,
                 on_token=on_token,
                 pad_id=pad_id,
+                media=media,
+                image_output=image_output,
             )
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
     check_seed(seed)
     tokens = check_tokens(tokens, model.config.vocab_size)
     mask = check_mask(mask, tokens, left=True)
-    keys = row_keys(seed, tokens, mask)
-    missing = ((0, 0), (-tokens.shape[1] % axis_divisions("length"), 0))
-    tokens, mask = np.pad(tokens, missing, constant_values=pad_id), np.pad(mask, missing)
+    check_media(media, model.config, mask)
+    written = first_state(image_output, tokens, mask, model.config.vocab_size)
+    keys = row_keys(seed, tokens, mask, media_contents(media, len(tokens)))
+    missing = -tokens.shape[1] % axis_divisions("length")
+    columns = ((0, 0), (missing, 0))
+    tokens, mask = np.pad(tokens, columns, constant_values=pad_id), np.pad(mask, columns)
     padded = not mask.all()
     structure, arrays = take_apart(model)
-    programs = _programs(structure, sampling, pad_id, activation_context.get())
+    programs = _programs(structure, sampling, pad_id, activation_context.get(), image_output)
     stops = np.asarray(sorted(set(stop_tokens)), np.int32)
     cache, last = programs.prefill(
         arrays,
@@ -120,6 +140,8 @@ def generate(
         mask if padded else None,
         keys,
         stops,
+        padded_media(media, missing),
+        written,
         # The last token is drawn, never attended to.
         cache_length=tokens.shape[1] + max_new_tokens - 1,
     )
@@ -148,29 +170,38 @@ def generate(
 
 @functools.lru_cache(maxsize=32)
 def _programs(
-    structure: Structure, sampling: Sampling, pad_id: int, context: tuple[Mesh, ShardingRules] | None = None
+    structure: Structure,
+    sampling: Sampling,
+    pad_id: int,
+    context: tuple[Mesh, ShardingRules] | None = None,
+    image_output: ImageOutput | None = None,
 ) -> Programs:
     """Traced at their first call, inside of the `activation_sharding` that `context` tells apart."""
 
-    def draw(logits, keys: Key[Array, "b"], step, stopped, stops: Int[Array, "s"]):
+    def draw(logits, keys: Key[Array, "b"], step, stopped, stops: Int[Array, "s"], written):
         step_keys = None if sampling.temperature == 0 else jax.vmap(jax.random.fold_in, (0, None))(keys, step)
+        if image_output is not None:
+            logits = constrain(image_output, written, logits)
         tokens = jnp.where(stopped, pad_id, sample(logits, step_keys, sampling))
-        return tokens, stopped | (tokens[:, None] == stops).any(-1)
+        if image_output is not None:
+            written = advance(image_output, written, tokens)
+        return tokens, stopped | (tokens[:, None] == stops).any(-1), written
 
     @functools.partial(jax.jit, static_argnames="cache_length")
-    def prefill(arrays, tokens, positions, segment_ids, keys, stops, *, cache_length: int):
+    def prefill(arrays, tokens, positions, segment_ids, keys, stops, media=None, written=None, *, cache_length: int):
         model = structure.restore(arrays)
         hidden, cache = model.hidden_states(
             tokens,
             positions=positions,
             segment_ids=segment_ids,
+            media=media,
             cache=model.init_cache(len(tokens), cache_length),
         )
         # Only the last position's logits: [B, T, V] would be the largest array by far.
         logits = model.logits(hidden[:, -1:])[:, 0]
         step = jnp.zeros((), jnp.int32)
-        drawn, stopped = draw(logits, keys, step, jnp.zeros(len(tokens), bool), stops)
-        return cache, Last(drawn, positions[:, -1] + 1, step + 1, stopped)
+        drawn, stopped, written = draw(logits, keys, step, jnp.zeros(len(tokens), bool), stops, written)
+        return cache, Last(drawn, positions[:, -1] + 1, step + 1, stopped, written)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def decode(arrays, cache, last: Last, keys, stops, steps):
@@ -184,9 +215,10 @@ def _programs(
         def step(carry):
             cache, last, block = carry
             hidden, cache = model.hidden_states(last.tokens[:, None], positions=last.positions[:, None], cache=cache)
-            drawn, stopped = draw(model.logits(hidden)[:, 0], keys, last.step, last.stopped, stops)
+            logits = model.logits(hidden)[:, 0]
+            drawn, stopped, written = draw(logits, keys, last.step, last.stopped, stops, last.written)
             block = jax.lax.dynamic_update_slice_in_dim(block, drawn[:, None], last.step - first, axis=1)
-            return cache, Last(drawn, last.positions + 1, last.step + 1, stopped), block
+            return cache, Last(drawn, last.positions + 1, last.step + 1, stopped, written), block
 
         block = jnp.full((len(last.tokens), BLOCK), pad_id, jnp.int32)
         return jax.lax.while_loop(go_on, step, (cache, last, block))

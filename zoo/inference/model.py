@@ -20,6 +20,7 @@ class LanguageModel(Protocol):
         *,
         positions: Int[Array, "b t"] | None = None,
         segment_ids: Int[Array, "b t"] | None = None,
+        media: Any = None,
         cache: Any = None,
     ) -> Any:
         """[B, T, D] after the final norm; with a cache also the cache that holds the tokens."""
@@ -45,7 +46,7 @@ class Structure(NamedTuple):
         return nnx.merge(self.graphdef, jax.tree.unflatten(self.treedef, arrays))
 
 
-def take_apart(model: LanguageModel) -> tuple[Structure, list[Array]]:
+def take_apart(model: LanguageModel | nnx.Module) -> tuple[Structure, list[Array]]:
     """(structure, arrays). The arrays are a flat list: a program that runs every few milliseconds cannot afford to have
     a tree of modules flattened at every call."""
     graphdef, state = nnx.split(model)

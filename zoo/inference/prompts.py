@@ -83,16 +83,20 @@ def positions_of(mask: Int[np.ndarray, "b t"]) -> Int[np.ndarray, "b t"]:
     return np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32)
 
 
-def row_keys(seed: int, tokens: Int[np.ndarray, "b t"], mask: Int[np.ndarray, "b t"]) -> Key[Array, "b"]:
+def row_keys(
+    seed: int, tokens: Int[np.ndarray, "b t"], mask: Int[np.ndarray, "b t"], contents: Sequence[bytes] = ()
+) -> Key[Array, "b"]:
     """A random key per row from the seed, the prompt's tokens and its occurrence among equal prompts of the batch.
+
+    `contents` are what a row holds besides tokens, such as its images (`media_contents`): they make another prompt.
 
     So what is drawn for a prompt depends neither on its batch nor on its place in it, two different prompts share no
     noise, and a prompt that is given n times gets n different samples.
     """
     seen: Counter[bytes] = Counter()
     words = []
-    for row, row_mask in zip(tokens, mask, strict=True):
-        digest = hashlib.sha256(np.ascontiguousarray(row[row_mask == 1]).tobytes()).digest()[:4]
+    for row, row_mask, content in zip(tokens, mask, contents or [b""] * len(tokens), strict=True):
+        digest = hashlib.sha256(np.ascontiguousarray(row[row_mask == 1]).tobytes() + content).digest()[:4]
         words.append((int.from_bytes(digest, "little"), seen[digest]))
         seen[digest] += 1
     fold = lambda word: jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), word[0]), word[1])  # noqa: E731

@@ -10,6 +10,8 @@ import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float, Int
 
+from zoo.data import Media
+from zoo.inference.media_prompts import check_media
 from zoo.inference.model import LanguageModel, Structure, take_apart
 from zoo.inference.prompts import check_mask, check_tokens, positions_of
 
@@ -42,19 +44,22 @@ def token_log_probabilities(
     batch_size: int = 8,
     logits_out: Float[np.ndarray, "b t v"] | None = None,
     on_rows: Callable[[int], None] | None = None,
+    media: Media | None = None,
 ) -> Float[np.ndarray, "b t-1"]:
     """log p(token t + 1 | tokens 0..t), natural logarithm, float32; 0 where either token is padding.
 
     Positions count from the first real token of a row. `logits_out` (an array or memory map) receives the logits on the
-    way. `on_rows` is called with the number of rows that were done. Raises UserError for ids outside the vocabulary, a
-    mask of another shape, a row without tokens or with padding between them.
+    way. `on_rows` is called with the number of rows that were done. `media` are the rows' images and recordings
+    (`stack_prompts`). Raises UserError for ids outside the vocabulary, a mask of another shape, a row without tokens or
+    with padding between them, media that the model does not read or that are not those of the tokens.
     """
     tokens = check_tokens(tokens, model.config.vocab_size)
     mask = check_mask(mask, tokens)
+    check_media(media, model.config, mask)
     log_probabilities = np.zeros((tokens.shape[0], tokens.shape[1] - 1), np.float32)
     structure, arrays = take_apart(model)
     programs = _programs(structure)
-    for rows, hidden in _hidden_states(programs, arrays, tokens, mask, batch_size):
+    for rows, hidden in _hidden_states(programs, arrays, tokens, mask, media, batch_size):
         count = rows.stop - rows.start
         if logits_out is not None:
             for columns, logits in _logits(programs, arrays, hidden, model.config.vocab_size):
@@ -83,8 +88,9 @@ class _Programs(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def _programs(structure: Structure) -> _Programs:
     @jax.jit
-    def hidden(arrays, tokens, positions, segment_ids):
-        return structure.restore(arrays).hidden_states(tokens, positions=positions, segment_ids=segment_ids)
+    def hidden(arrays, tokens, positions, segment_ids, media):
+        model = structure.restore(arrays)
+        return model.hidden_states(tokens, positions=positions, segment_ids=segment_ids, media=media)
 
     @jax.jit
     def logits(arrays, hidden):
@@ -112,20 +118,18 @@ def _programs(structure: Structure) -> _Programs:
 
 
 def _hidden_states(
-    programs: _Programs, arrays, tokens: np.ndarray, mask: np.ndarray, batch_size: int
+    programs: _Programs, arrays, tokens: np.ndarray, mask: np.ndarray, media: Media | None, batch_size: int
 ) -> Iterator[tuple[slice, Array]]:
     """(rows, their hidden states); the last batch is filled up with copies of its last row, to compile once."""
     batch_size = min(batch_size, len(tokens))
     padded = not mask.all()
     for start in range(0, len(tokens), batch_size):
         rows = slice(start, min(start + batch_size, len(tokens)))
-        batch_mask = _repeat_last(mask[rows], batch_size)
-        yield (
-            rows,
-            programs.hidden(
-                arrays, _repeat_last(tokens[rows], batch_size), positions_of(batch_mask), batch_mask if padded else None
-            ),
+        batch, batch_mask, batch_media = jax.tree.map(
+            lambda array, rows=rows: _repeat_last(np.asarray(array)[rows], batch_size), (tokens, mask, media)
         )
+        segments = batch_mask if padded else None
+        yield rows, programs.hidden(arrays, batch, positions_of(batch_mask), segments, batch_media)
 
 
 def _logits(programs: _Programs, arrays, hidden: Array, vocab_size: int) -> Iterator[tuple[slice, np.ndarray]]:

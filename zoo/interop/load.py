@@ -9,13 +9,13 @@ import jax
 from jax.sharding import Mesh
 
 from zoo.command_line import AttentionName
-from zoo.data import Tokenizer, load_tokenizer
+from zoo.data import MediaConfig, Tokenizer, load_tokenizer
 from zoo.errors import UserError
 from zoo.interop import deepmind, huggingface
 from zoo.interop.deepmind_tree import DeepMindTree
 from zoo.interop.parameters import OnTensor, ParamDtype
 from zoo.interop.quantised import DESCRIPTION, load_quantised, read_quantised
-from zoo.interop.runs import Part, load_run, part_of
+from zoo.interop.runs import Part, load_run, part_of, recorded_media
 from zoo.models import config_from_dict
 from zoo.models.decoder import Decoder
 from zoo.nn import Execution
@@ -65,6 +65,12 @@ class Loaded:
             sizes = f"{tokenizer.vocab_size} tokens, the model {self.config.vocab_size}"
             raise UserError(f"{self.tokenizer_folder}: the tokenizer has {sizes}")
         return tokenizer
+
+    @cached_property
+    def media_config(self) -> MediaConfig | None:
+        """How images, recordings and videos become tokens of this model, from the recipe that its run recorded; None
+        for anything but a run that was trained on interleaved documents."""
+        return recorded_media(self.path) if self.source == "run" else None
 
 
 def load(

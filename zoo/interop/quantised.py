@@ -1,7 +1,8 @@
 """Models with packed weights, in memory and in folders of our own: `quantised.json` and safetensors.
 
-The matrices of attention and dense feed-forward layers and the embedding are packed (`zoo.nn.packed`); norms, biases
-and encoders of media stay as they are. A packed parameter NAME is stored as NAME/packed (uint8, int8) and NAME/scales.
+The matrices of attention and feed-forward layers, those of experts one by one, and the embedding are packed
+(`zoo.nn.packed`); norms, biases, routers and encoders of media stay as they are. A packed parameter NAME is stored as
+NAME/packed (uint8, int8) and NAME/scales.
 """
 
 import json
@@ -28,6 +29,7 @@ from zoo.interop.safetensors_writer import TensorToWrite, write_folder
 from zoo.models import config_from_dict, config_to_dict
 from zoo.models.gemini import GeminiConfig
 from zoo.models.gemma2 import Gemma2Config
+from zoo.models.sparse_decoder import SparseDecoderConfig
 from zoo.nn import Execution
 from zoo.nn.packed import PackedWeight, packed_shapes
 from zoo.nn.quantise import ScaleDtype, quantise
@@ -36,7 +38,7 @@ DESCRIPTION = "quantised.json"
 """The file by which such a folder is known."""
 
 _VERSION = 1
-_MATRIX = re.compile(r"layers/\d+/(?:attention/(?:query|key|value|output)|mlp/(?:gate|up|down))")
+_MATRIX = re.compile(r"layers/\d+/(?:attention/(?:query|key|value|output)|mlp/(?:shared/)?(?:gate|up|down))")
 _TABLE = re.compile(r"embedder/(?:embedding|head)")
 
 Value = np.ndarray | PackedWeight
@@ -71,14 +73,22 @@ def packed_bytes(config: Any, packing: Packing = Packing(), rest_dtype: str = "f
 
     Raises `UserError` for a model that is not packed here.
     """
-    _check_dense(config)
+    _check_family(config)
+    experts = getattr(config, "experts", None)
+    sparse = 0 if experts is None else config.num_sparse_layers
     attention = 2 * config.embed_dim * config.head_dim * (config.num_heads + config.num_kv_heads)
-    matrices = config.num_layers * (attention + 3 * config.embed_dim * config.hidden_dim)
-    embedding = config.vocab_size * config.embed_dim
+    matrices = config.num_layers * attention
+    if experts is not None:
+        width = experts.num_experts * experts.hidden_dim + experts.shared_hidden_dim
+        matrices += sparse * 3 * config.embed_dim * width
+    if sparse < config.num_layers:
+        matrices += (config.num_layers - sparse) * 3 * config.embed_dim * config.hidden_dim
+    has_head = isinstance(config, SparseDecoderConfig)  # else the embedding is the head as well
+    tables = (1 + has_head) * config.vocab_size * config.embed_dim
     scale = jnp.dtype(packing.scale_dtype).itemsize / packing.group
     packed = matrices * (packing.bits / 8 + scale)
-    packed += embedding * ((packing.embedding_bits or packing.bits) / 8 + scale)
-    return round(packed + (config.num_parameters() - matrices - embedding) * jnp.dtype(rest_dtype).itemsize)
+    packed += tables * ((packing.embedding_bits or packing.bits) / 8 + scale)
+    return round(packed + (config.num_parameters() - matrices - tables) * jnp.dtype(rest_dtype).itemsize)
 
 
 def packed_model(model: Any, packing: Packing, on_tensor: OnTensor | None = None) -> Any:
@@ -91,9 +101,9 @@ def packed_values(
     model: Any, packing: Packing | None, on_tensor: OnTensor | None = None
 ) -> Iterator[tuple[str, Value]]:
     """Every parameter by its per-layer name, packed where `packing` says so. What is packed already stays as it is, bit
-    for bit. Raises `UserError` for experts, and for axes that groups do not divide."""
+    for bit. Raises `UserError` for models that are not packed here, and for axes that groups do not divide."""
     if packing is not None:
-        _check_dense(model.config)
+        _check_family(model.config)
     state = nnx.state(model)
     units = layer_units(state)
     for path, leaf in nnx.to_flat_state(state):
@@ -109,27 +119,58 @@ def packed_values(
 
 
 def _pack(name: str, value: np.ndarray, bits: int, packing: Packing) -> PackedWeight:
-    is_table = _TABLE.fullmatch(name) is not None
+    lead, contracted, _, is_table = _axes(name, value.shape)
     try:
-        return quantise(
-            value,
-            bits,
-            num_contracted=2 if name.endswith("attention/output") else 1,
-            is_table=is_table,
-            group=packing.group,
-            scale_dtype=packing.scale_dtype,
-            search=packing.search,
-        )
+        parts = [
+            quantise(
+                part,
+                bits,
+                num_contracted=len(contracted),
+                is_table=is_table,
+                group=packing.group,
+                scale_dtype=packing.scale_dtype,
+                search=packing.search,
+            )
+            for part in (value if lead else [value])
+        ]
     except UserError as error:
         raise UserError(f"{name} {value.shape}: {error}") from None
+    return jax.tree.map(lambda *arrays: np.stack(arrays), *parts) if lead else parts[0]
 
 
-def _check_dense(config: Any) -> None:
-    if not isinstance(config, Gemma2Config | GeminiConfig):
+def _axes(name: str, shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], bool]:
+    """(experts, sizes that a product contracts, sizes of its result, whether it is a table) of a parameter's axes."""
+    if _TABLE.fullmatch(name):
+        return (), shape[1:], shape[:1], True
+    if "/mlp/" in name:
+        return shape[:-2], shape[-2:-1], shape[-1:], False
+    split = 2 if name.endswith("attention/output") else 1
+    return (), shape[:split], shape[split:], False
+
+
+def packed_structure(name: str, shape: tuple[int, ...], packing: Packing) -> PackedWeight | None:
+    """Shapes and dtypes (`jax.ShapeDtypeStruct`) of a parameter when it is packed, by its per-layer name and its shape;
+    None if it is not packed. Raises `UserError` for axes that groups do not divide."""
+    bits = packing.bits_of(name)
+    if bits is None:
+        return None
+    lead, contracted, out, is_table = _axes(name, shape)
+    rows, scales = packed_shapes(math.prod(out), math.prod(contracted), bits, packing.group)
+    return PackedWeight(
+        jax.ShapeDtypeStruct((*lead, *rows), jnp.uint8 if bits == 4 else jnp.int8),  # type: ignore[arg-type]
+        jax.ShapeDtypeStruct((*lead, *scales), packing.scale_dtype),  # type: ignore[arg-type]
+        bits,
+        packing.group,
+        contracted,
+        out,
+        is_table,
+    )
+
+
+def _check_family(config: Any) -> None:
+    if not isinstance(config, Gemma2Config | GeminiConfig | SparseDecoderConfig):
         family = type(config).__name__.removesuffix("Config")
-        raise UserError(f"weights of a {family} are not packed: dense decoders are")
-    if getattr(config, "experts", None) is not None:
-        raise UserError("weights of experts are not packed: quantise a dense model, such as a distilled one")
+        raise UserError(f"weights of a {family} are not packed: those of decoders are")
 
 
 def is_packed(model: Any) -> bool:
@@ -152,7 +193,7 @@ def save_quantised(
     """Packs a model and writes it as a folder that `zoo.load` opens; one that is packed is written as it is.
 
     Args:
-        model: a dense decoder, with scanned or unrolled layers.
+        model: a decoder, dense or sparse, with scanned or unrolled layers.
         folder: must not exist or be empty; with `overwrite` it may hold an earlier export.
         packing: how its weights are packed.
         tokenizer: written along.
@@ -163,7 +204,7 @@ def save_quantised(
         on_tensor: progress.
 
     Raises:
-        UserError: a model with experts, axes that groups do not divide, a folder that cannot be written.
+        UserError: a model that is no decoder, axes that groups do not divide, a folder that cannot be written.
     """
     arrays: dict[str, np.ndarray] = {}
     used = packing
@@ -238,24 +279,16 @@ def load_quantised(
         return array
 
     def read(name: str, shape: tuple[int, ...]) -> Value:
-        bits = packing.bits_of(name)
         if on_tensor:
             on_tensor(name)
-        if bits is None:
+        expected = packed_structure(name, shape, packing)
+        if expected is None:
             return tensor(name, shape, ("float32", "bfloat16", "float16"))
-        is_table = _TABLE.fullmatch(name) is not None
-        split = 1 if is_table or not name.endswith("attention/output") else 2
-        contracted, out = (shape[split:], shape[:split]) if is_table else (shape[:split], shape[split:])
-        rows, scales = packed_shapes(math.prod(out), math.prod(contracted), bits, packing.group)
-        return PackedWeight(
-            tensor(f"{name}/packed", rows, ("uint8" if bits == 4 else "int8",)),  # type: ignore[arg-type]
-            tensor(f"{name}/scales", scales, (packing.scale_dtype,)),  # type: ignore[arg-type]
-            bits,
-            packing.group,
-            contracted,
-            out,
-            is_table,
+        packed, scales = (
+            tensor(f"{name}/{part}", struct.shape, (struct.dtype.name,))
+            for part, struct in (("packed", expected.packed), ("scales", expected.scales))
         )
+        return replace(expected, packed=packed, scales=scales)  # type: ignore[arg-type]
 
     execution = execution or Execution()
     shapes = _shapes(config)

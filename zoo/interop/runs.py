@@ -12,7 +12,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoo.data import Tokenizer
+from zoo.data import MediaConfig, Tokenizer
 from zoo.errors import UserError
 from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import ParamDtype, abstract_model, target_shardings, with_layout
@@ -86,6 +86,23 @@ def part_of(config: Any, part: Part | None, path: str | Path) -> Any:
     if part is not None:
         raise UserError(f"{path} holds one model, not a pair: there is no {part} to load")
     return config
+
+
+def recorded_media(path: str | Path) -> MediaConfig | None:
+    """`data.media` of the recipe that a run, or a checkpoint of it, recorded; None if that took no interleaved
+    documents. Fields that an older run does not know have their defaults.
+
+    Raises:
+        UserError: it has fields that this version does not know.
+    """
+    info = read_run(path)
+    data = info.config.get("data", {})
+    if data.get("format") != "interleaved":
+        return None
+    try:
+        return MediaConfig(**data.get("media", {}))
+    except TypeError as error:
+        raise UserError(f"{info.path}: its data.media is not understood: {error}") from None
 
 
 def save_run(

@@ -16,8 +16,11 @@ from zoo.models.qwen3_moe import Qwen3MoeConfig as Qwen3MoeConfig
 from zoo.models.registry import DecoderConfig as DecoderConfig
 from zoo.models.registry import EncoderConfig as EncoderConfig
 from zoo.models.registry import ModelConfig as ModelConfig
+from zoo.models.registry import TrainedConfig as TrainedConfig
 from zoo.models.registry import build as build
 from zoo.models.registry import config_from_dict as config_from_dict
 from zoo.models.registry import config_to_dict as config_to_dict
 from zoo.models.registry import preset as preset
 from zoo.models.registry import presets as presets
+from zoo.models.vq_image import VqImage as VqImage
+from zoo.models.vq_image import VqImageConfig as VqImageConfig

@@ -19,6 +19,7 @@ from zoo.models import (
     parakeet,
     qwen3_moe,
     siglip,
+    vq_image,
     wav2vec2_conformer,
     whisper,
 )
@@ -43,7 +44,10 @@ EncoderConfig = (
 )
 """The configuration of a model that goes from an image or a sound to hidden states."""
 
-ModelConfig = DecoderConfig | EncoderConfig
+TrainedConfig = DecoderConfig | vq_image.VqImageConfig
+"""The configuration of a model that a recipe can train."""
+
+ModelConfig = TrainedConfig | EncoderConfig
 """Any model's configuration."""
 
 _ARCHITECTURES: dict[str, tuple[type, type]] = {
@@ -53,6 +57,7 @@ _ARCHITECTURES: dict[str, tuple[type, type]] = {
     "mixtral": (mixtral.MixtralConfig, mixtral.Mixtral),
     "qwen3_moe": (qwen3_moe.Qwen3MoeConfig, qwen3_moe.Qwen3Moe),
     "gpt_oss": (gpt_oss.GptOssConfig, gpt_oss.GptOss),
+    "vq_image": (vq_image.VqImageConfig, vq_image.VqImage),
     "siglip": (siglip.SiglipConfig, siglip.Siglip),
     "gemma3n_audio": (gemma3n_audio.Gemma3nAudioConfig, gemma3n_audio.Gemma3nAudio),
     "whisper": (whisper.WhisperConfig, whisper.WhisperEncoder),
@@ -60,7 +65,7 @@ _ARCHITECTURES: dict[str, tuple[type, type]] = {
     "wav2vec2_conformer": (wav2vec2_conformer.Wav2Vec2ConformerConfig, wav2vec2_conformer.Wav2Vec2Conformer),
 }
 
-_WITH_PRESETS = (gemma2, gemini, co_distilled, mixtral, qwen3_moe, gpt_oss, siglip, gemma3n_audio, whisper)
+_WITH_PRESETS = (gemma2, gemini, co_distilled, mixtral, qwen3_moe, gpt_oss, vq_image, siglip, gemma3n_audio, whisper)
 
 
 def presets() -> dict[str, ModelConfig]:

@@ -21,6 +21,7 @@ from zoo.nn.execution import Execution
 from zoo.nn.expert_dispatch import Dispatch, collect, sort_all, sort_with_capacity, spread, spread_weights
 from zoo.nn.expert_exchange import Exchange, plan_exchange, send, send_back
 from zoo.nn.feed_forward import GatedFeedForward
+from zoo.nn.packed import PackedWeight, packed_expert_products
 from zoo.nn.parameters import fan_in_normal, parameter, precision_of
 from zoo.nn.router import Router, RouterStatistics, RoutingConvention, count
 from zoo.parallel import divided, enter_sublayer, leave_sublayer
@@ -62,6 +63,10 @@ class ExpertsConfig:
     """Room in training, in multiples of what a balanced load needs. Not published; 1.25 as in ST-MoE."""
     eval_capacity_factor: float = 2.0
     """Room at other times. Not published; 2 as in ST-MoE."""
+    exchange_capacity_factor: float | None = None
+    """Of "dropless" in training, on devices that share the experts: rows that a device takes in at most, in multiples
+    of what a balanced load gives; what is more is dropped, and counted as such. None = room for all rows of all
+    devices, so that nothing ever is, for memory that grows with their number. Not published; none as in Mixtral."""
     load_balancing_coefficient: float = 0.01
     """Of `load_balancing_loss`, averaged over the layers. Not published; 0.01 as in Switch, ST-MoE (Mixtral: .02)."""
     router_z_coefficient: float = 0.001
@@ -100,6 +105,11 @@ class ExpertsConfig:
         ):
             if not low <= getattr(self, name) <= high:  # also refuses NaN
                 raise UserError(f"model.experts.{name} must be between {low:g} and {high:g}, got {getattr(self, name)}")
+        factor = self.exchange_capacity_factor
+        if factor is not None and not 1 <= factor <= 1e6:
+            raise UserError(f"model.experts.exchange_capacity_factor must be none or between 1 and 1e6, got {factor}")
+        if factor is not None and self.dispatch == "capacity":
+            raise UserError("model.experts.exchange_capacity_factor is for dispatch 'dropless'; use capacity_factor")
 
     @property
     def has_selection_bias(self) -> bool:
@@ -175,7 +185,7 @@ class SparseFeedForward(nnx.Module):
         """The layer's output, and the sums of its router over this device's tokens.
 
         token_mask: tokens that are no padding (None: all); the experts' output of others is zero. rng: given in
-        training only, where it turns on the jitter and the capacity of training.
+        training only, where it turns on the jitter, the capacity of training and the bound of the exchange.
 
         Inside of `spmd` the tokens that a tensor group has in common come in and go out in parts, as for
         `GatedFeedForward`.
@@ -187,10 +197,12 @@ class SparseFeedForward(nnx.Module):
         with jax.named_scope("dispatch"):
             dispatch = self._dispatch(routing.chosen, token_mask, rng is not None)
             weights = spread_weights(routing.weights.reshape(dispatch.place.shape), dispatch)
-        statistics = count(routing, token_mask, dispatch.dropped)
         tokens = x.reshape(-1, x.shape[-1])
-        axes = divided("experts")
-        exchange = plan_exchange(dispatch, axes) if axes and dispatch.group_sizes is not None else None
+        axes, exchange, dropped = divided("experts"), None, dispatch.dropped
+        if axes and dispatch.group_sizes is not None:
+            exchange = plan_exchange(dispatch, axes, None if rng is None else self.config.exchange_capacity_factor)
+            dropped = dropped + exchange.dropped
+        statistics = count(routing, token_mask, dropped)
         biases = (self.gate_bias[...], self.up_bias[...], self.down_bias[...]) if self.config.expert_bias else None
         gate, up = _gate_and_up(axes, tokens, dispatch, exchange, self.gate[...], self.up[...], biases)
         gate, up = checkpoint_name(gate, "gate"), checkpoint_name(up, "up")
@@ -233,8 +245,10 @@ def _from_experts(rows: Array, dispatch: Dispatch, exchange: Exchange | None, ax
     return rows.reshape(-1, rows.shape[-1])
 
 
-def _product(rows: Array, weight: Float[Array, "e i o"], sizes: Int32[Array, "e"] | None) -> Array:
+def _product(rows: Array, weight: Float[Array, "e i o"] | PackedWeight, sizes: Int32[Array, "e"] | None) -> Array:
     """Rows times the matrix of their expert."""
+    if isinstance(weight, PackedWeight):
+        return packed_expert_products(rows, weight, sizes, precision=precision_of(rows.dtype))
     if sizes is not None:
         return grouped_matmul(rows, weight, sizes)
     return jnp.einsum("eri,eio->ero", rows, weight.astype(rows.dtype), precision=precision_of(rows.dtype))

@@ -25,6 +25,9 @@ BLOCK_ELEMENTS = {"cpu": 1 << 18, "gpu": 1 << 24, "tpu": 1 << 24}
 Elsewhere what stays in VMEM or the second-level cache: an embedding would be unpacked into memory otherwise (compiled
 for v5e and H200, not measured)."""
 
+EXPERT_ROWS = 256
+"""Most rows that one expert's matrix is multiplied with at a time; for more of them it is unpacked again."""
+
 
 @functools.partial(
     jax.tree_util.register_dataclass,
@@ -36,7 +39,7 @@ class PackedWeight:
     """A weight in place of an array; `zoo.nn.parameters.project` and `zoo.nn.Embedder` take both. For inference."""
 
     packed: Shaped[Array, "*lead o bytes"]
-    """uint8 [..., O, K / 2] for 4 bits, int8 [..., O, K] for 8. Leading axes are those of scanned layers."""
+    """uint8 [..., O, K / 2] for 4 bits, int8 [..., O, K] for 8. Leading axes: scanned layers, experts."""
     scales: Float[Array, "*lead o groups"]
     """[..., O, K / group]."""
     bits: int
@@ -130,6 +133,45 @@ def packed_product(
     if not rest:
         return out
     return jnp.concatenate([out, product(packed[rows - rest :], scales[rows - rest :])], axis=1)
+
+
+def packed_expert_products(
+    rows: Float[Array, "*e r k"],
+    weight: PackedWeight,
+    sizes: Int[Array, "e"] | None,
+    *,
+    precision: jax.lax.Precision | None,
+) -> Float[Array, "*e r o"]:
+    """Rows times the matrix of their expert, in their dtype. `weight.packed`: [E, O, bytes].
+
+    sizes: rows of every expert, which follow one another in [R, K]; what is left at the end gives zero. None: every
+    expert has as many, [E, r, K]. Only experts with rows are unpacked, as in `packed_product`.
+    """
+
+    def product(part, one):
+        return packed_product(part, one, dtype=rows.dtype, precision=precision)
+
+    if sizes is None:
+        return jax.lax.map(lambda pair: product(*pair), (rows, weight))
+    tile = min(len(rows), EXPERT_ROWS)
+    ends = jnp.cumsum(sizes)
+
+    def of_expert(number, out):
+        first, end = ends[number] - sizes[number], ends[number]
+        one = weight[number]
+
+        def of_tile(index, out):
+            start = jnp.minimum(first + index * tile, len(rows) - tile)
+            row = start + jnp.arange(tile)[:, None]
+            found = product(jax.lax.dynamic_slice_in_dim(rows, start, tile), one)
+            before = jax.lax.dynamic_slice_in_dim(out, start, tile)
+            kept = jnp.where((row >= first) & (row < end), found, before)
+            return jax.lax.dynamic_update_slice_in_dim(out, kept, start, axis=0)
+
+        return jax.lax.fori_loop(0, (end - first + tile - 1) // tile, of_tile, out)
+
+    empty = jnp.zeros((len(rows), math.prod(weight.out)), rows.dtype)
+    return jax.lax.fori_loop(0, len(sizes), of_expert, empty)
 
 
 def _block_rows(rows: int, most: int) -> int:

@@ -112,17 +112,21 @@ def _from_reading(
     """steps x overhead + executed tiles x tile + rows x (start + end of a row), in bundles of one core.
 
     Executed tiles: the declared FLOPs over those of a tile; of splash, which declares none, the blocks on or below the
-    diagonal; otherwise every step.
+    diagonal; otherwise every step. Of a grid whose size only the run knows (grouped products), the steps are the tiles.
     """
     cores = 2 if target.megacore and not reading["one_core"] else 1
-    steps = (reading["trips"] or 1) * cores
+    steps: float = (reading["trips"] or 1) * cores
     tiles = reading["tiles"] or [[0, 0]]
     interior, masked = tiles[0], max(tiles)
+    if reading["trips"] is None:
+        interior = masked  # the tiles of a grouped product are the first and the others of a sum: no masks
     tile = (INTERIOR * interior[0] + MASKED * masked[0]) / (INTERIOR + MASKED)
     tile_flops = interior[1] / reading["matrix_units"] * target.flops_per_bundle
     source = "its bundles"
     executed = float(steps)
-    if declared and tile_flops:
+    if reading["trips"] is None and declared and tile_flops:
+        executed = steps = declared / tile_flops
+    elif declared and tile_flops:
         executed = min(declared / tile_flops, steps)
     elif call.name.startswith("splash"):
         executed = steps * _causal_share(call)

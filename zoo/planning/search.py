@@ -5,6 +5,7 @@ ones that fit are ranked by the schedule estimate. A search that is interrupted 
 """
 
 import dataclasses
+import itertools
 import math
 import typing
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ from zoo.recipes import Recipe
 
 MOST_TENSOR, MOST_CONTEXT, MOST_ACCUMULATION = 16, 16, 8
 MOST_PER_MESH = 2
+MOST_IN_A_ROW = 16
+"""Devices that share experts, along one dimension of a slice."""
 COMPUTE_EFFICIENCY = 0.65
 """Share of the peak in the analytic model; only the order of the candidates depends on it."""
 
@@ -82,8 +85,8 @@ def shortlist(ranked: list[Candidate], limit: int) -> list[Candidate]:
 
 
 def meshes(recipe: Recipe, devices: int, slices: int) -> Iterator[MeshConfig]:
-    """Meshes whose axes divide the widths, the tokens and the batch. Parameters are divided as far as the width allows,
-    what is left are copies (data); slices are copies (replica)."""
+    """Meshes whose axes divide the widths, the tokens, the experts and the batch. Parameters are divided as far as the
+    width allows, what is left are copies (data); slices are copies (replica)."""
     model, data = one_decoder(recipe.model), recipe.data
     per_slice = devices // slices
     for tensor in _powers_of_two(MOST_TENSOR):
@@ -94,19 +97,30 @@ def meshes(recipe: Recipe, devices: int, slices: int) -> Iterator[MeshConfig]:
             or per_slice % tensor
         ):
             continue
-        for context in _powers_of_two(MOST_CONTEXT):
-            rest, left = divmod(per_slice // tensor, context)
+        for context, expert in itertools.product(_powers_of_two(MOST_CONTEXT), _expert_sizes(model)):
+            rest, left = divmod(per_slice // tensor, context * expert)
             if left or data.sequence_length % (128 * context) and context > 1:
                 continue
-            fsdp = math.gcd(rest, model.embed_dim // context) if model.embed_dim % context == 0 else 0
-            if fsdp == 0 or data.batch_size % (rest * slices):
+            shares = context * expert
+            fsdp = math.gcd(rest, model.embed_dim // shares) if model.embed_dim % shares == 0 else 0
+            if fsdp == 0 or data.batch_size % (rest * expert * slices):
                 continue
-            yield MeshConfig(replica=slices, data=rest // fsdp, fsdp=fsdp, context=context, expert=1, tensor=tensor)
+            copies = rest // fsdp
+            yield MeshConfig(replica=slices, data=copies, fsdp=fsdp, context=context, expert=expert, tensor=tensor)
+
+
+def _expert_sizes(model: Any) -> list[int]:
+    """Devices that can share the experts of a layer."""
+    experts = getattr(model, "experts", None)
+    if experts is None:
+        return [1]
+    return [size for size in _powers_of_two(experts.num_experts) if experts.num_experts % size == 0]
 
 
 def _model(recipe: Recipe, topology: Topology) -> tuple[float, float]:
-    """(bytes, seconds) of a device: parameters, moments and gradients, kept activations, gathered layers; matrix
-    products, parameters gathered and gradients scattered, activations added within a tensor group."""
+    """(bytes, seconds) of a device: parameters, moments and gradients, kept activations, gathered layers and embedding;
+    matrix products, parameters gathered and gradients scattered, activations added within a tensor group, tokens
+    exchanged between experts."""
     mesh, model, links = recipe.mesh, one_decoder(recipe.model), links_of(topology.target)
     steps, policy = recipe.optimizer.accumulation_steps, recipe.execution.remat_policy
     shards = mesh.replica * mesh.data * mesh.fsdp * mesh.expert
@@ -116,14 +130,20 @@ def _model(recipe: Recipe, topology: Topology) -> tuple[float, float]:
     inputs = 2 * tokens * model.embed_dim
     widths = (2 * feed_forward_width(model) + (model.num_heads + 2 * model.num_kv_heads) * model.head_dim) / mesh.tensor
     per_layer = {"full": inputs, "none": 8 * inputs + 8 * tokens * widths}.get(policy, 3 * inputs + 2 * tokens * widths)
-    layer = parameters / model.num_layers / mesh.tensor
+    # Of the experts a device gathers its own.
+    experts: Any = getattr(model, "experts", None)
+    sparse = 0 if experts is None else model.num_sparse_layers * experts.num_parameters(model.embed_dim)
+    whole = parameters - sparse + sparse / mesh.expert
+    layer = whole / model.num_layers / mesh.tensor
     size = 16 * parameters / divided + model.num_layers * per_layer + 12 * layer + 10 * inputs
     size += 8 * tokens * widths
+    # The embedding, gathered, and its gradient in float32.
+    size += 6 * model.vocab_size * model.embed_dim / mesh.tensor
     _, useful = work(recipe, "train", len(topology.devices))
     repeats = 4 / 3 if policy == "full" else 1.0
     compute = useful * repeats / (COMPUTE_EFFICIENCY * topology.flops)
     rate = 4 * links.link
-    gathered = 2 * parameters / mesh.tensor * (steps * (3 if policy == "full" else 2) + steps)
+    gathered = 2 * whole / mesh.tensor * (steps * (3 if policy == "full" else 2) + steps)
     shared = gathered / rate if divided > mesh.tensor else 0.0
     if mesh.data > 1:
         shared += 4 * parameters / divided / rate
@@ -132,8 +152,13 @@ def _model(recipe: Recipe, topology: Topology) -> tuple[float, float]:
     passes = 6 if policy == "full" else 4
     group = passes * model.num_layers * steps * inputs * 2 * (mesh.tensor - 1) / mesh.tensor / (2 * links.link)
     ring = model.num_layers * steps * 3 * 4 * tokens * model.num_kv_heads * model.head_dim / mesh.tensor / links.link
+    exchange = 0.0
+    if mesh.expert > 1:
+        # There and back, forward and backward; over a line of 4 devices or a ring of 8, see `Network.seconds`.
+        sent = 4 * model.num_sparse_layers * steps * experts.experts_per_token * inputs
+        exchange = sent * max(1, min(mesh.expert, MOST_IN_A_ROW) / 8) / links.link
     # Half of the parameters' traffic is taken to be hidden.
-    return size, compute + shared / 2 + group + (ring if mesh.context > 1 else 0.0)
+    return size, compute + shared / 2 + group + exchange + (ring if mesh.context > 1 else 0.0)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,10 @@ import sys
 
 from zoo.errors import UserError, nearest_name
 from zoo.recipes import (
+    gemini_flash_like_v4_4096,
+    gemini_pro_like_v4_4096,
     gemini_tiny_flash,
+    gemini_tiny_multimodal,
     gemini_tiny_pro,
     gemma2_2b,
     gemma2_2b_sft,
@@ -17,6 +20,7 @@ from zoo.recipes import (
     gemma2_27b,
     gemma2_27b_v5p_6144,
     gemma2_nano,
+    image_vq,
 )
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
 
@@ -35,6 +39,10 @@ _MODULES = (
     gemma2_27b_v5p_6144,
     gemini_tiny_pro,
     gemini_tiny_flash,
+    gemini_tiny_multimodal,
+    image_vq,
+    gemini_pro_like_v4_4096,
+    gemini_flash_like_v4_4096,
 )
 
 

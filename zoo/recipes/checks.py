@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from zoo.data import MediaVocabulary, Tokenizer
 from zoo.errors import UserError
+from zoo.recipes.image_tokens import check_image_run, check_image_tokenizer
 from zoo.recipes.recipe import Recipe
 
 
@@ -31,17 +32,12 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
             f"data.sequence_length={data.sequence_length} is not divisible by the mesh's context={parts}; "
             f"{max(1, round(data.sequence_length / parts)) * parts} would be"
         )
-    if data.sequence_length > model.max_position_embeddings:
-        raise UserError(
-            f"data.sequence_length={data.sequence_length} is longer than model.max_position_embeddings="
-            f"{model.max_position_embeddings}; shorten the first or raise the second"
-        )
-    if data.tokenizer is None and recipe.init_from is None and data.vocab_size > model.vocab_size:
-        raise UserError(
-            f"data.vocab_size={data.vocab_size} is larger than model.vocab_size={model.vocab_size}: "
-            "the tokenizer would have tokens that the model does not know"
-        )
+    if recipe.trains_images:
+        check_image_run(recipe)
+    else:
+        check_tokens(recipe)
     check_media(recipe)
+    check_image_tokenizer(recipe)
     needed, available = least_bytes(recipe, mesh), memory_bytes(mesh)
     if available is not None and needed > available:
         raise UserError(
@@ -53,11 +49,28 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
         )
 
 
+def check_tokens(recipe: Recipe) -> None:
+    """Raises `UserError` if the rows of tokens do not fit the model."""
+    data, model = recipe.data, recipe.model
+    if data.sequence_length > model.max_position_embeddings:
+        raise UserError(
+            f"data.sequence_length={data.sequence_length} is longer than model.max_position_embeddings="
+            f"{model.max_position_embeddings}; shorten the first or raise the second"
+        )
+    if data.tokenizer is None and recipe.init_from is None and data.vocab_size > model.vocab_size:
+        raise UserError(
+            f"data.vocab_size={data.vocab_size} is larger than model.vocab_size={model.vocab_size}: "
+            "the tokenizer would have tokens that the model does not know"
+        )
+
+
 def check_media(recipe: Recipe) -> None:
     """Raises `UserError` if the data's media are not cut as the model's encoders take them."""
     media, model = recipe.data.media, recipe.model
-    if recipe.data.format != "interleaved":
+    if recipe.data.format != "interleaved" or recipe.trains_images:
         return
+    if media.image_side:
+        raise UserError(f"data.media.image_side={media.image_side} is for training a tokenizer of images: leave it out")
     vision: Any = getattr(model, "vision", None)
     audio: Any = getattr(model, "audio", None)
     if media.patches_per_row and vision is None:

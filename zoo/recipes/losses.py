@@ -5,12 +5,15 @@ import functools
 from zoo.models import CoDistilledConfig
 from zoo.recipes.recipe import Recipe
 from zoo.training.distillation import online_distillation_loss
+from zoo.training.image_loss import image_reconstruction_loss
 from zoo.training.losses import next_token_loss
 from zoo.training.step import LossFunction
 
 
 def loss_function(recipe: Recipe) -> LossFunction:
     """`loss(model, batch) -> LossSums` of a recipe."""
+    if recipe.trains_images:
+        return image_reconstruction_loss
     loss = online_distillation_loss if isinstance(recipe.model, CoDistilledConfig) else next_token_loss
     return functools.partial(loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
 

@@ -9,7 +9,7 @@ import tyro
 
 from zoo.data import DataConfig
 from zoo.errors import UserError
-from zoo.models import DecoderConfig
+from zoo.models import TrainedConfig, VqImageConfig
 from zoo.nn import Execution
 from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
 from zoo.training.loop import LoopConfig
@@ -60,7 +60,7 @@ class Recipe:
     """What it is trained on; `--data PATH ...` is short for `--data.paths PATH ...`."""
     optimizer: OptimizerConfig
     """How it is trained."""
-    model: Annotated[DecoderConfig, tyro.conf.AvoidSubcommands]
+    model: Annotated[TrainedConfig, tyro.conf.AvoidSubcommands]
     """Architecture."""
     execution: Execution = Execution()
     """How the model is computed."""
@@ -109,6 +109,11 @@ class Recipe:
             raise UserError(f"sample_tokens must lie in 0 .. 100,000, got {self.sample_tokens}")
         if self.model_from_init and not self.init_from:
             raise UserError("model_from_init needs init_from, which is not set")
+
+    @property
+    def trains_images(self) -> bool:
+        """Whether the model is a tokenizer of images, which reads no text."""
+        return isinstance(self.model, VqImageConfig)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

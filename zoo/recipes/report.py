@@ -10,8 +10,9 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from zoo.data import Baselines, Corpus, Tokenizer
-from zoo.inference import Sampling, generate
+from zoo.data import Baselines, Corpus, MediaVocabulary, Tokenizer
+from zoo.inference import ImageOutput, Sampling, generate
+from zoo.models import VqImageConfig
 from zoo.recipes.recipe import Recipe
 from zoo.training.goodput import Goodput
 from zoo.training.pictures import goodput_picture, loss_curve, router_picture
@@ -20,17 +21,22 @@ from zoo.training.pictures import goodput_picture, loss_curve, router_picture
 def opening(recipe: Recipe, mesh: Mesh, corpus: Corpus, tokenizer: Tokenizer, first_step: int) -> str:
     """What is about to happen, in a few lines."""
     model, loop, data = recipe.model, recipe.loop, recipe.data
-    tokens = data.batch_size * data.sequence_length
+    amount = f"{data.batch_size * data.sequence_length:,} tokens"
+    reads = f"tokenizer  {tokenizer.vocab_size} tokens, sha256 {tokenizer.fingerprint[:12]}"
+    if isinstance(model, VqImageConfig):
+        amount = f"{data.batch_size * data.media.patches_per_row // model.codes_per_image:,} images"
+        reads = f"images     {model.image_size} x {model.image_size} pixels, {model.codes_per_image} codes"
+        reads += f" of {model.num_codes:,} each; texts and recordings are not read"
     kind = mesh.devices.flat[0].device_kind
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     begin = f"resuming after step {first_step}" if first_step else "beginning"
     return "\n".join(
         [
             f"data       {corpus.description}",
-            f"tokenizer  {tokenizer.vocab_size} tokens, sha256 {tokenizer.fingerprint[:12]}",
+            reads,
             f"model      {recipe.name}: {model.num_parameters():,} parameters, {recipe.execution.compute_dtype}",
             f"devices    {mesh.size} x {kind}" + (f" ({axes})" if axes else ""),
-            f"run        {recipe.run_dir}: {begin}, {loop.last_step - first_step} steps of {tokens:,} tokens",
+            f"run        {recipe.run_dir}: {begin}, {loop.last_step - first_step} steps of {amount}",
         ]
     )
 
@@ -76,6 +82,9 @@ def sample_text(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, tokenizer: 
     """What the model continues the recipe's prompt with, prompt included."""
     model = nnx.merge(graphdef, params)
     prompt = tokenizer.encode(recipe.sample_prompt, bos=True)
+    # A model of interleaved documents has tokens that stand for no text: none of them is drawn.
+    vocabulary = MediaVocabulary(tokenizer.vocab_size, recipe.data.media.image_codes)
+    words_only = ImageOutput(vocabulary) if recipe.data.format == "interleaved" else None
     room = recipe.model.max_position_embeddings - len(prompt)
     new_tokens = generate(
         model,
@@ -84,6 +93,7 @@ def sample_text(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, tokenizer: 
         sampling=Sampling(temperature=0.7, top_p=0.95),
         stop_tokens=(tokenizer.eos_id,),
         seed=recipe.seed,
+        image_output=words_only,
     )
     return recipe.sample_prompt + tokenizer.decode([int(token) for token in new_tokens[0]])
 

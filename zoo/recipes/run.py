@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from zoo.data import Corpus, Tokenizer, load_tokenizer, tokenizer_for
+from zoo.data import Corpus, NoText, Tokenizer, load_tokenizer, tokenizer_for
 from zoo.errors import UserError
 from zoo.interop import read_config, source_of
 from zoo.models import config_from_dict, config_to_dict
@@ -98,10 +98,13 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
 
 def choose_tokenizer(recipe: Recipe, corpus: Corpus, saved: RunInfo | None) -> Tokenizer:
     """The tokenizer of the run that is resumed; else the one named, that of `init_from`, or one trained on the corpus.
+    A run that reads no text has none to speak of.
 
     Raises:
         UserError: it does not fit the model, or is not the one that the weights were trained with.
     """
+    if recipe.trains_images:
+        return NoText()
     run = Path(recipe.run_dir)
     if saved is not None:
         tokenizer = load_tokenizer(recipe.data.tokenizer or tokenizer_dir(run))
@@ -173,8 +176,8 @@ def describe_run(recipe: Recipe, tokenizer: Tokenizer) -> RunInfo:
         recipe=recipe.name,
         model_dict=config_to_dict(recipe.model),
         execution_dict=dataclasses.asdict(recipe.execution),
-        tokenizer_fingerprint=tokenizer.fingerprint,
-        tokenizer_dir=tokenizer_dir(run),
+        tokenizer_fingerprint=None if recipe.trains_images else tokenizer.fingerprint,
+        tokenizer_dir=None if recipe.trains_images else tokenizer_dir(run),
         config=recipe_to_dict(recipe),
     )
 
@@ -202,6 +205,7 @@ def _write_run(info: RunInfo, tokenizer: Tokenizer, *, new: bool) -> None:
         unfinished = folder.with_name("tokenizer.unfinished")
         for leftover in (folder, unfinished):
             shutil.rmtree(leftover, ignore_errors=True)
-        tokenizer.save(unfinished)
-        unfinished.rename(folder)
+        if info.tokenizer_dir is not None:
+            tokenizer.save(unfinished)
+            unfinished.rename(folder)
     write_run(info)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from zoo.errors import UserError
 from zoo.interop import load, read_config
 from zoo.models import build, config_to_dict
+from zoo.nn import ExpertsConfig
 from zoo.parallel import init_sharded, state_shardings
 from zoo.recipes.recipe import Recipe
 from zoo.training.checkpoints import Checkpoints
@@ -68,17 +69,51 @@ def load_params(checkpoint: str, recipe: Recipe, mesh: Mesh) -> nnx.State:
 
 def check_init_from(recipe: Recipe) -> None:
     """Raises `UserError` if `recipe.init_from` is no checkpoint, or one of another model, naming the first field that
-    differs. Token ids and the context length do not make it another model: fine-tuning changes them."""
+    differs. Token ids, the context length and how experts are trained do not make it another model: fine-tuning
+    changes them."""
     if recipe.init_from is None:
         return
     saved, wanted = config_to_dict(read_config(recipe.init_from)), config_to_dict(recipe.model)
-    for name, value in wanted.items():
-        if saved.get(name) != value and name not in NOT_THE_FUNCTION:
-            raise UserError(
-                f"{recipe.init_from} is of another model: model.{name} is {saved.get(name)!r} there and {value!r} in "
-                "this run; --model-from-init takes the checkpoint's architecture"
-            )
+    found = model_difference(saved, wanted)
+    if found is not None:
+        name, there, here = found
+        raise UserError(
+            f"{recipe.init_from} is of another model: {name} is {there!r} there and {here!r} in "
+            "this run; --model-from-init takes the checkpoint's architecture"
+        )
 
 
 NOT_THE_FUNCTION = ("pad_token_id", "bos_token_id", "eos_token_ids", "max_position_embeddings")
 """Fields of a model that its numbers do not depend on."""
+
+TRAINING_OF_EXPERTS = (
+    "dispatch",
+    "capacity_factor",
+    "eval_capacity_factor",
+    "exchange_capacity_factor",
+    "load_balancing_coefficient",
+    "router_z_coefficient",
+    "jitter",
+    "balancing_bias_rate",
+)
+"""Fields of `ExpertsConfig` that say how experts are trained and how much room they have."""
+
+
+def model_difference(saved: Any, wanted: Any, name: str = "model") -> tuple[str, Any, Any] | None:
+    """(field, its value in `saved`, in `wanted`) of the first field of two models' dictionaries that makes them
+    different functions of the same parameters, or functions of different ones; None if there is none."""
+    if not isinstance(saved, dict) or not isinstance(wanted, dict):
+        return None if saved == wanted else (name, saved, wanted)
+    passed_over = NOT_THE_FUNCTION
+    if name.endswith(".experts"):
+        passed_over = TRAINING_OF_EXPERTS
+        there, here = (ExpertsConfig(**experts).has_selection_bias for experts in (saved, wanted))
+        if there != here:  # the bias is a parameter, which one of them lacks
+            field = "balancing_bias_rate"
+            return f"{name}.{field}", saved.get(field), wanted.get(field)
+    for field, value in wanted.items():
+        if field not in passed_over:
+            found = model_difference(saved.get(field), value, f"{name}.{field}")
+            if found is not None:
+                return found
+    return None

@@ -14,11 +14,16 @@ TRAINING, VALIDATION, QUIET = "#2166ac", "#d6604d", "#666666"
 
 
 def loss_curve(
-    metrics: str | Path, png: str | Path, *, baselines: Mapping[str, float] | None = None, title: str = ""
+    metrics: str | Path,
+    png: str | Path,
+    *,
+    baselines: Mapping[str, float] | None = None,
+    title: str = "",
+    unit: str = "nats per token",
 ) -> bool:
     """Draws `metrics` (a metrics.jsonl): training loss, raw and smoothed, validation losses, the learning rate below.
 
-    `baselines` are losses in nats per token of something simpler, by name, drawn as labelled lines. Returns whether
+    `baselines` are losses of something simpler, in the same `unit`, by name, drawn as labelled lines. Returns whether
     there was anything to draw.
     """
     from matplotlib.figure import Figure  # not pyplot: no window system, no global state
@@ -52,7 +57,7 @@ def loss_curve(
     )
     margin = 0.06 * max(shown.max() - shown.min(), 1e-3)
     upper.set_ylim(shown.min() - margin, shown.max() + margin)
-    upper.set_ylabel("loss (nats per token)")
+    upper.set_ylabel(f"loss ({unit})")
     upper.legend(frameon=False, loc="best")
     upper.set_title(title, fontsize=11, loc="left")
 
@@ -144,7 +149,7 @@ def router_picture(metrics: str | Path, png: str | Path, *, title: str = "") -> 
     """Draws what the routers of sparse layers did, from a metrics.jsonl. Returns whether there were sparse layers.
 
     Above: the load of every layer's experts at the end of the run (mean of its last twentieth) and over its steps, in
-    multiples of a balanced load. Below: entropy, share of choices that found no room, and the largest load.
+    multiples of a balanced load. Below: entropy, the largest load and, where any choice found no room, their share.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
@@ -182,22 +187,23 @@ def router_picture(metrics: str | Path, png: str | Path, *, title: str = "") -> 
     course.set_title("load over the run", fontsize=10, loc="left")
     figure.colorbar(image, ax=course, label="load (1 = balanced)", extend="max")
 
-    entropy, lost = figure.add_subplot(grid[1, :]), figure.add_subplot(grid[2, :])
-    for axes, name, label, scale, color in (
-        (entropy, "router_entropy", f"entropy (nats)\nlog {experts} = {np.log(experts):.2f}", 1, TRAINING),
-        (lost, "router_dropped", "dropped (%)", 100, VALIDATION),
-    ):
+    entropy, bottom = figure.add_subplot(grid[1, :]), figure.add_subplot(grid[2, :])
+    largest = bottom
+    curves = [(entropy, "router_entropy", f"entropy (nats)\nlog {experts} = {np.log(experts):.2f}", 1, TRAINING)]
+    if any(row["router_dropped"] for row in rows):
+        largest = bottom.twinx()
+        curves.append((bottom, "router_dropped", "dropped (%)", 100, VALIDATION))
+    for axes, name, label, scale, color in curves:
         values = scale * np.array([row[name] for row in rows], float)
         axes.plot(steps, smoothed(values), color=color, linewidth=1.4)
         axes.set_ylabel(label, fontsize=8, color=color)
         axes.set_ylim(bottom=0)
-    largest = lost.twinx()
     values = np.array([row["router_largest_load"] for row in rows], float)
     largest.plot(steps, smoothed(values), color=QUIET, linewidth=1.2)
     largest.set_ylabel("largest load", fontsize=8, color=QUIET)
     largest.set_ylim(bottom=1)
-    lost.set_xlabel(_horizontal_label(rows[-1]))
-    for axes in (entropy, lost, largest):
+    bottom.set_xlabel(_horizontal_label(rows[-1]))
+    for axes in (largest, *(axes for axes, *_ in curves)):
         axes.spines[["top"]].set_visible(False)
         axes.tick_params(labelsize=8)
         axes.margins(x=0.01)

@@ -1,0 +1,113 @@
+"""The grammar of a made-up language: what can differ between languages, and which combinations are for testing.
+
+Held out are combinations, not rules: of the 60 triples (word order, adposition, negation) 12 are for testing alone,
+though each rule by itself, and each pair of two such rules, is found in training too.
+"""
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal, get_args
+
+Split = Literal["train", "test"]
+Side = Literal["before", "after"]
+Order = Literal["SVO", "SOV", "VSO", "VOS", "OSV", "OVS"]
+Marking = Literal["prefix", "suffix", "word before", "word after"]
+"""How something is expressed: by a part of the word, or by a word beside it."""
+
+ORDERS: tuple[Order, ...] = get_args(Order)
+SIDES: tuple[Side, ...] = get_args(Side)
+NEGATIONS: tuple[str, ...] = (*get_args(Marking), "last word")
+NUMBERS: tuple[str, ...] = (*get_args(Marking), "doubling")
+TENSE_MARKINGS: tuple[str, ...] = get_args(Marking)
+AFFIXES: tuple[str, ...] = ("none", "prefix", "suffix")
+
+
+@dataclass(frozen=True)
+class Grammar:
+    """One choice for everything. `*_form` are the affixes and words themselves."""
+
+    order: Order
+    """Of subject, verb and object."""
+    adjective: Side
+    """Of its noun."""
+    adposition: Side
+    """Of the noun phrase that it stands with."""
+    place: Literal["first", "last"]
+    """Where a phrase of place stands in the sentence."""
+    negation: str
+    """One of NEGATIONS."""
+    negation_form: str
+    number: str
+    """How nouns are marked as plural, one of NUMBERS; the singular is not marked."""
+    number_form: str
+    """"" where the noun is doubled."""
+    tense: str
+    """One of TENSE_MARKINGS."""
+    past_form: str
+    """One of the three tenses may be "", not marked."""
+    present_form: str
+    future_form: str
+    case: str
+    """Of subjects and objects, one of AFFIXES."""
+    subject_form: str
+    """"" where subjects are not marked."""
+    object_form: str
+    """"" where objects are not marked."""
+    verb_agreement: str
+    """With a plural subject, one of AFFIXES."""
+    verb_agreement_form: str
+    adjective_agreement: str
+    """With a plural noun, one of AFFIXES."""
+    adjective_agreement_form: str
+    tense_inside: bool
+    """Whether the affix of tense stands nearer to the verb than that of agreement."""
+
+
+FORMS = tuple(field.name for field in fields(Grammar) if field.name.endswith("_form"))
+
+
+def profile(grammar: Grammar) -> tuple:
+    """The grammar without its forms: which rules are in force."""
+    return tuple(getattr(grammar, field.name) for field in fields(Grammar) if field.name not in FORMS)
+
+
+def split_of(grammar: Grammar) -> Split:
+    """Test for every fifth (word order, adposition, negation): of two triples that differ in the adposition alone at
+    least one is for training."""
+    number = ORDERS.index(grammar.order) + NEGATIONS.index(grammar.negation) + 2 * SIDES.index(grammar.adposition)
+    return "test" if number % 5 == 0 else "train"
+
+
+def draw_grammar(generator: random.Random, split: Split, draw_affix: Callable[[], str]) -> Grammar:
+    """A random grammar of the split; `draw_affix` gives a new short form at each call."""
+    choose = generator.choice
+    while True:
+        negation, number, tense, case = choose(NEGATIONS), choose(NUMBERS), choose(TENSE_MARKINGS), choose(AFFIXES)
+        verbs, adjectives = choose(AFFIXES), choose(AFFIXES)
+        unmarked, marked = choose((0, 1, 2, None)), choose(("subject", "object", "both"))
+        tenses = ["" if number == unmarked else draw_affix() for number in range(3)]
+        grammar = Grammar(
+            order=choose(ORDERS),
+            adjective=choose(SIDES),
+            adposition=choose(SIDES),
+            place=choose(("first", "last")),
+            negation=negation,
+            negation_form=draw_affix(),
+            number=number,
+            number_form="" if number == "doubling" else draw_affix(),
+            tense=tense,
+            past_form=tenses[0],
+            present_form=tenses[1],
+            future_form=tenses[2],
+            case=case,
+            subject_form=draw_affix() if case != "none" and marked != "object" else "",
+            object_form=draw_affix() if case != "none" and marked != "subject" else "",
+            verb_agreement=verbs,
+            verb_agreement_form="" if verbs == "none" else draw_affix(),
+            adjective_agreement=adjectives,
+            adjective_agreement_form="" if adjectives == "none" else draw_affix(),
+            tense_inside=choose((True, False)),
+        )
+        if split_of(grammar) == split:
+            return grammar

@@ -1,0 +1,1 @@
+"""Recall from long contexts: needles, RULER, InfiniteBench, MRCR, BABILong, for any checkpoint."""

@@ -1,0 +1,1 @@
+"""How fast a sparse mixture of experts trains on this CPU, against a dense model and transformers' Mixtral."""

@@ -1,0 +1,46 @@
+"""gemini-tiny-multimodal: one dense Gemini from scratch on text, images, speech and video, which draws digits, too.
+
+    python -m experiments.multimodal.datasets runs/multimodal-data --shared SHARED
+    python -m zoo.train image-vq --data runs/multimodal-data/draw/train.jsonl --run-dir runs/multimodal-vq \\
+        --model.patch-size 8 --data.media.patch-size 8 --data.media.max-patches 16 --steps 500
+    python -m zoo.train gemini-tiny-multimodal --data 'runs/multimodal-data/*/train.jsonl' \\
+        --data.media.image-tokenizer runs/multimodal-vq
+
+The first command writes interleaved documents: captioned pictures, statements about pictures, spoken digits, videos and
+pairs of digits, digits to be drawn, and text; SHARED is a folder with the data that `experiments/multimodal/README.md`
+names, without it they are drawn and sounded.
+"""
+
+from zoo.data import DataConfig, MediaConfig
+from zoo.models import preset
+from zoo.recipes.recipe import Recipe
+from zoo.training.loop import LoopConfig
+from zoo.training.optimizer import OptimizerConfig
+
+RECIPE = Recipe(
+    name="gemini-tiny-multimodal",
+    needs_data=True,
+    model=preset("gemini-tiny-multimodal"),
+    data=DataConfig(
+        format="interleaved",
+        packing="first_fit",
+        vocab_size=1024,
+        sequence_length=128,
+        batch_size=22,
+        media=MediaConfig(
+            patch_size=8,
+            merge=2,
+            max_patches=64,
+            patches_per_row=96,
+            clips_per_row=2,
+            clip_frames=80,
+            audio_reduction=8,
+            image_codes=256,
+        ),
+        validation_fraction=0.02,
+        shuffle_window_tokens=0,
+    ),
+    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, weight_decay=0.1),
+    loop=LoopConfig(steps=700, log_every=20, evaluate_every=200, checkpoint_every=200),
+    sample_tokens=0,
+)
