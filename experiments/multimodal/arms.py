@@ -12,7 +12,7 @@ JOINT, TEXT_ONLY = "joint", "text only"
 SINGLES = {
     "speech": ("speech",),
     "picture": ("picture", "statement"),
-    "video": ("video", "pair"),
+    "video": ("digit", "pair", "video"),
     "draw": ("draw",),
     "text": ("text",),
 }
@@ -67,13 +67,13 @@ class Workload:
     classifier_steps: int = 600
     """Of the classifier that judges drawings."""
     packings: tuple[tuple[str, Packing], ...] = (
-        (JOINT, Packing(22, 96, 2)),
-        (TEXT_ONLY, Packing(11)),
+        (JOINT, Packing(21, 112, 2)),
+        (TEXT_ONLY, Packing(10)),
         ("speech", Packing(3, clips=8)),
-        ("picture", Packing(7, 144)),
-        ("video", Packing(5, 192)),
-        ("draw", Packing(3)),
-        ("text", Packing(4)),
+        ("picture", Packing(5, 128)),
+        ("video", Packing(9, 192)),
+        ("draw", Packing(2)),
+        ("text", Packing(2)),
     )
     """Chosen so that a step of a model of one modality has as many of its documents as a step of the joint model, and
     all of them together as many rows."""
@@ -105,7 +105,7 @@ QUICK = Workload(
         ("draw", Packing(2)),
         ("text", Packing(2)),
     ),
-    datasets=(("speech_copies", 1), ("picture_copies", 1), ("most", 120), ("videos", 60), ("pairs", 60),
+    datasets=(("speech_copies", 1), ("picture_copies", 1), ("most", 120), ("videos", 60), ("pairs", 60), ("digits", 60),
               ("drawings", 60), ("texts", 60)),
 )  # fmt: skip
 WORKLOADS = {"full": FULL, "quick": QUICK}
@@ -178,7 +178,11 @@ def recipe_of(run: Run, workload: Workload, out: Path, image_codes: int, folder:
             seed=run.seed,
         ),
         optimizer=OptimizerConfig(
-            learning_rate=workload.learning_rate, warmup_steps=workload.warmup_steps, weight_decay=0.1
+            learning_rate=workload.learning_rate,
+            warmup_steps=workload.warmup_steps,
+            schedule="wsd",
+            decay_fraction=0.3,
+            weight_decay=0.1,
         ),
         loop=dataclasses.replace(
             base.loop,

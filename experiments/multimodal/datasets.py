@@ -5,6 +5,7 @@
     picture/    32 x 32 pixels and a caption. test: a tenth of the pictures, with all of their variants
     statement/  a sentence about a picture, true or false. test: the paper's dev set (of its 989 sentences 217 occur in
                 train as well, about other pictures)
+    digit/      an image of a digit
     video/      two digits one after the other (which came first?) or one that moves (where to?)
     pair/       images of two digits (which came first?). mixed: a spoken and a written digit
     draw/       "Draw a seven." and the image
@@ -24,7 +25,7 @@ from typing import Any
 import numpy as np
 import tyro
 
-from experiments.multimodal.digits import drawing_documents, pair_documents, video_documents
+from experiments.multimodal.digits import digit_documents, drawing_documents, pair_documents, video_documents
 from experiments.multimodal.documents import WORDS, Make, record, write_png, write_wav
 from experiments.multimodal.sources import SPEECH_RATE, Sources, real_sources, synthetic_sources
 from zoo.data.corpus import document_hashes
@@ -55,17 +56,19 @@ class DatasetsConfig:
     speech_copies: int = 4
     """How often a recording for training is written: as it is, then faster or slower (and so higher or lower), louder
     or softer."""
-    picture_copies: int = 3
+    picture_copies: int = 2
     """How often a picture for training is written: as it is, then moved by up to two pixels."""
-    statements: int = 2000
+    statements: int = 750
     """Statements for training, of those that there are with the boxes in any order."""
+    digits: int = 9000
+    """Images of one digit for training; a quarter as many are for testing."""
     videos: int = 3000
     """Videos for training; a quarter as many are for testing."""
-    pairs: int = 3000
+    pairs: int = 5000
     """Pairs of images for training; a quarter as many are for testing."""
-    drawings: int = 4500
+    drawings: int = 3000
     """Digits to be drawn for training; a quarter as many are for testing."""
-    texts: int = 2000
+    texts: int = 750
     """Passages for training; a quarter as many are for testing."""
     permute_boxes: bool = True
     """Write a training statement once for each order of its boxes."""
@@ -82,6 +85,7 @@ def write_datasets(config: DatasetsConfig) -> dict[str, Path]:
         ("speech", _speech(sources, config, held_out), None),
         ("picture", _pictures(sources, config), None),
         ("statement", _statements(sources, config), config.statements),
+        ("digit", digit_documents(sources, config.digits, config.seed), None),
         ("video", video_documents(sources, config.videos, config.seed), None),
         ("pair", pair_documents(sources, config.pairs, config.seed, held_out), None),
         ("draw", drawing_documents(sources, config.drawings, config.seed), None),

@@ -1,4 +1,4 @@
-"""Documents of written digits: two that follow each other, one that moves, two images in a row, one to be drawn.
+"""Documents of written digits: one image, two in a row, videos of two or of one that moves, one to be drawn.
 
 Every fifth image of MNIST's file is for tests and every fifth for the classifier that judges drawings; the other three
 are for training, those of the VQ tokenizer among them. (Not one part after the other: the file's second half is by
@@ -41,6 +41,22 @@ def video_documents(sources: Sources, count: int, seed: int) -> Iterator[tuple[s
             random = np.random.default_rng([seed, len(numbers), number])
             make = _order if number % 2 else _motion
             yield split, make(f"{split}_{number}", images, labels, numbers, random)
+
+
+def digit_documents(sources: Sources, count: int, seed: int) -> Iterator[tuple[str, Make]]:
+    """One image of a digit; a quarter as many for tests."""
+    images, labels = sources.digits
+    for split, many in (("train", count), ("test", count // 4)):
+        numbers = numbers_of(split, len(images))
+        for number in range(many):
+            random = np.random.default_rng([seed, 4, len(numbers), number])
+
+            def make(folder: Path, name=f"{split}_{number}.png", numbers=numbers, random=random) -> dict[str, Any]:
+                chosen = random.choice(numbers)
+                write_png(folder / name, on_canvas(images[chosen], random.integers(0, CANVAS - 28 + 1, 2)))
+                return record([{"image": name}], "Which digit?", WORDS[labels[chosen]], "digit")
+
+            yield split, make
 
 
 def pair_documents(sources: Sources, count: int, seed: int, speaker: str) -> Iterator[tuple[str, Make]]:

@@ -33,6 +33,7 @@ METRICS = (
     Metric("picture/test/nats", "captions of pictures, nats per token", "picture", lower=True),
     Metric("picture/test/choice", "the right caption of ten", "picture", chance=0.1),
     Metric("statement/test/accuracy", "statements about pictures", "picture"),
+    Metric("digit/test/accuracy", "images of digits", "video"),
     Metric("video_order/test/accuracy", "video: which digit came first or last", "video"),
     Metric("video_motion/test/accuracy", "video: where a digit moves", "video"),
     Metric("pair/test/accuracy", "two images: which digit came first or last", "video"),

@@ -2,6 +2,7 @@
 
     speech      accuracy among the ten words: the official test split, and the speaker who was not heard
     statement   accuracy, true or false
+    digit       accuracy among the ten words
     video       accuracy: which of two digits came first or last, and which way one moves
     pair        accuracy with both orders of the two images; a pair follows if both answers are right
     mixed       the same for a spoken and a written digit, of which no model has seen a pair
@@ -27,6 +28,7 @@ from zoo.data import DataConfig, Tokenizer
 
 CHOICES = {
     "speech": WORDS,
+    "digit": WORDS,
     "pair": WORDS,
     "mixed": WORDS,
     "video_order": WORDS,
@@ -34,6 +36,9 @@ CHOICES = {
     "statement": ("true", "false"),
 }
 """The possible answers to each kind of question."""
+ANSWERED = {"speech/test": "speech", "speech/speaker": "speech", "statement/test": "statement", "digit/test": "digit",
+            "video/test": "video", "pair/test": "pair", "pair/mixed": "pair"}  # fmt: skip
+"""Test documents with such questions, and the folder whose answers have been learnt."""
 CAPTIONS = 10
 """Captions that the right one is to be found among."""
 RIGHT, SHUFFLED, BLANK = "", "/shuffled", "/blank"
@@ -69,8 +74,7 @@ def measure(model: Any, tests: HeldOut, folders: Sequence[str], *, sees: bool, l
 def majority(tests: HeldOut) -> dict[str, float]:
     """The accuracy of always giving the training documents' most frequent answer."""
     found = {}
-    for name, train in (("speech/test", "speech"), ("speech/speaker", "speech"), ("statement/test", "statement"),
-                        ("video/test", "video"), ("pair/test", "pair"), ("pair/mixed", "pair")):  # fmt: skip
+    for name, train in ANSWERED.items():
         learnt: dict[str, Counter] = {}
         for record in read_records(tests.data / train / "train.jsonl"):
             learnt.setdefault(record["kind"], Counter())[record["content"][-1]["text"]] += 1
@@ -185,6 +189,7 @@ MEASURES: dict[str, Callable[[dict[str, float], _Judge], None]] = {
     "speech": lambda found, judge: _questions(found, judge, "speech", ("test", "speaker")),
     "picture": _pictures,
     "statement": lambda found, judge: _questions(found, judge, "statement"),
+    "digit": lambda found, judge: _questions(found, judge, "digit"),
     "video": lambda found, judge: _questions(found, judge, "video"),
     "pair": _pair_questions,
     "draw": _drawings,

@@ -89,4 +89,6 @@ def _commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = git("rev-parse", "--short=12", "HEAD") or "unknown"
-    return commit + (" with uncommitted changes" if git("status", "--porcelain", "--", ":/zoo", ":/experiments") else "")
+    return commit + (
+        " with uncommitted changes" if git("status", "--porcelain", "--", ":/zoo", ":/experiments") else ""
+    )

@@ -31,7 +31,9 @@ def runs(joint=(0.9, 0.91, 0.89), single=(0.8, 0.8, 0.8), blind=(0.1, 0.1, 0.1))
 @pytest.fixture(scope="module")
 def tests(tmp_path_factory) -> HeldOut:
     folder = tmp_path_factory.mktemp("multimodal")
-    write_datasets(DatasetsConfig(folder, videos=12, pairs=12, drawings=8, texts=8, most=12, speech_copies=1))
+    write_datasets(
+        DatasetsConfig(folder, videos=12, pairs=12, digits=12, drawings=8, texts=8, most=12, speech_copies=1)
+    )
     base = recipe("gemini-tiny-multimodal").data
     config = DataConfig(
         paths=tuple(str(folder / name / "train.jsonl") for name in ("speech", "pair", "video", "text")),

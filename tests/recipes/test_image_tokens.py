@@ -13,7 +13,16 @@ import zoo.export
 import zoo.train
 from tests.data.media_files import write_image
 from tests.tiny_run import arguments
-from zoo.data import DataConfig, MediaConfig, MediaVocabulary, NoText, open_corpus, train_batches, validation_dataset
+from zoo.data import (
+    DataConfig,
+    MediaConfig,
+    MediaVocabulary,
+    NoText,
+    open_corpus,
+    train_batches,
+    train_dataset,
+    validation_dataset,
+)
 from zoo.data.images import read_image, scaled, square
 from zoo.errors import UserError
 from zoo.inference.image_tokens import image_to_codes, load_image_tokenizer
@@ -137,6 +146,11 @@ def test_images_to_be_generated_get_the_codes_of_the_named_tokenizer_computed_on
     expected = MediaVocabulary(3, 11).ids_of_codes(image_to_codes(load_image_tokenizer(tokenizer_run), pixels))
     assert np.count_nonzero(batch.segment_ids[0]) and len(counted) == 1
     np.testing.assert_array_equal(batch.tokens[0, 2:6], expected)
+    position = iter(train_dataset(open_corpus(config), NoText(), config, encode_image=encode)).get_state()
+    encode.fingerprint = "another"
+    later = iter(train_dataset(open_corpus(config), NoText(), config, encode_image=encode))
+    with pytest.raises(UserError, match=r"changed image tokenizer \([0-9a-f]{16} -> another\)"):
+        later.set_state(position)
 
 
 def test_a_tokenizer_that_does_not_fit_the_run_is_refused(tokenizer_run, tmp_path, mesh):

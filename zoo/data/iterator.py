@@ -74,7 +74,7 @@ def train_dataset(
         batches = batches.mp_prefetch(grain.MultiprocessingOptions(num_workers=config.worker_processes))
     else:
         batches = grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=READ_AHEAD_BATCHES)
-    identity = _identity(corpus, tokenizer, config, stream, streams)
+    identity = _identity(corpus, tokenizer, config, stream, streams, encode_image)
     return _Positioned(batches, identity, tokenizer.bos_id, corpus.left_out)
 
 
@@ -149,9 +149,18 @@ def _seed(*parts: Any) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
-def _identity(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig, stream: int, streams: int) -> dict[str, Any]:
+def _identity(
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    config: DataConfig,
+    stream: int,
+    streams: int,
+    encode_image: EncodeImage | None,
+) -> dict[str, Any]:
     """What must be the same for a position to mean the same batches."""
     media = {"media": dataclasses.asdict(config.media)} if config.format == "interleaved" else {}
+    if fingerprint := getattr(encode_image, "fingerprint", None):
+        media["image tokenizer"] = fingerprint
     return media | {
         "documents": corpus.fingerprint,
         "tokenizer": tokenizer.fingerprint,

@@ -26,12 +26,12 @@ RECIPE = Recipe(
         packing="first_fit",
         vocab_size=1024,
         sequence_length=128,
-        batch_size=22,
+        batch_size=21,
         media=MediaConfig(
             patch_size=8,
             merge=2,
             max_patches=64,
-            patches_per_row=96,
+            patches_per_row=112,
             clips_per_row=2,
             clip_frames=80,
             audio_reduction=8,
@@ -40,7 +40,9 @@ RECIPE = Recipe(
         validation_fraction=0.02,
         shuffle_window_tokens=0,
     ),
-    optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=50, weight_decay=0.1),
+    optimizer=OptimizerConfig(
+        learning_rate=2e-3, warmup_steps=50, schedule="wsd", decay_fraction=0.3, weight_decay=0.1
+    ),
     loop=LoopConfig(steps=700, log_every=20, evaluate_every=200, checkpoint_every=200),
     sample_tokens=0,
 )

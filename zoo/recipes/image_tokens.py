@@ -2,13 +2,15 @@
 
 import hashlib
 
+import jax
 import numpy as np
+from flax import nnx
 
 from zoo.data import EncodeImage
 from zoo.errors import UserError
 from zoo.inference.image_tokens import image_to_codes, load_image_tokenizer
 from zoo.interop import read_config
-from zoo.models import VqImageConfig
+from zoo.models import VqImage, VqImageConfig
 from zoo.recipes.recipe import Recipe
 
 
@@ -80,6 +82,8 @@ class CachedCodes:
     def __init__(self, path: str):
         self._model = load_image_tokenizer(path)
         self._codes: dict[bytes, np.ndarray] = {}
+        self.fingerprint = _fingerprint(self._model)
+        """Of its parameters: with others, a run that is resumed would go on with other codes (`zoo.data.iterator`)."""
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """The codes of an image. Several threads may ask at once; the worst of it is that they do the same work."""
@@ -87,3 +91,10 @@ class CachedCodes:
         if key not in self._codes:
             self._codes[key] = image_to_codes(self._model, pixels)
         return self._codes[key]
+
+
+def _fingerprint(model: VqImage) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()
