@@ -136,6 +136,22 @@ def test_an_all_reduce_of_which_a_device_keeps_its_share_is_a_reduce_scatter():
     assert (found.kind, found.exposed) == ("reduce-scatter", WHOLE / 2)
 
 
+def test_a_ragged_exchange_sends_as_many_rows_as_a_device_has_and_not_the_buffer_that_they_go_to():
+    """There and back: 512 rows of 4 bytes, half of which a device keeps, and a buffer of 1024."""
+    zeros = "".join(f"  %{name} = {kind}{{0}} parameter({index})\n" for index, (name, kind) in enumerate(
+        [("rows", "f32[512]"), *((name, "s32[2]") for name in "bcde")], start=1
+    ))  # fmt: skip
+    sizes = f"%b, %c, %d, %e), {GROUPS}"
+    body = (
+        f"{zeros}  %there = f32[{SIZE}]{{0}} ragged-all-to-all(%rows, %a, {sizes}\n"
+        f"  %back = f32[512]{{0}} ragged-all-to-all(%there, %rows, {sizes}\n"
+    )
+    found = timeline(body).collectives
+    assert len(found) == 2
+    for one in found:
+        assert (one.kind, one.bytes, one.wire_bytes, one.seconds) == ("ragged-all-to-all", 2048, 1024, 1024)
+
+
 def test_what_has_no_estimate_takes_its_bytes_and_a_kernel_what_is_said_of_it():
     cost = '{"custom_call_config":{"cost_estimate":{"flops":"500","bytes_accessed":"40"}}}'
     body = (

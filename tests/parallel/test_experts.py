@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from zoo.ahead_of_time import tpu
-from zoo.nn import expert_exchange, run_layers
+from zoo.nn import expert_exchange, experts, run_layers
 from zoo.nn.execution import Execution
 from zoo.nn.expert_dispatch import Dispatch
 from zoo.nn.experts import ExpertsConfig, SparseFeedForward
@@ -181,6 +181,27 @@ def test_a_bounded_exchange_that_nothing_overflows_is_the_one_of_one_device():
     found = results(*case, factor=1.5)
     assert_alike(found, *case[1:])
     assert found[0][1][1].dropped[0] == 0
+
+
+def test_the_exchange_is_bounded_in_training_only(monkeypatch):
+    bounds = []
+    plan = expert_exchange.plan_exchange
+    monkeypatch.setattr(experts, "plan_exchange", lambda *arguments: bounds.append(arguments[2]) or plan(*arguments))
+    mesh, execution = make_mesh(MeshConfig(fsdp=1, expert=8)), Execution()
+    graphdef, state = layer_state(execution, "dropless", "spread", 1.5)
+    row, sized = ("batch", "residual_length", None), {"batch": B, "length": T, "residual_length": T}
+
+    def run(state, x, rng):
+        def apply(layer, x, cache, index):
+            return layer(x, None, rng)[0], None, None
+
+        return run_layers(nnx.merge(graphdef, state), x, apply, None, execution)[0]
+
+    for rng in (None, jax.random.key(0)):
+        with activation_sharding(mesh, ShardingRules()):
+            call = spmd(run, (state_axes(state), row, None if rng is None else ()), row, sized)
+            jax.eval_shape(call, state, jnp.zeros((B, T, D)), rng)
+    assert bounds[0] is None and bounds[-1] == 1.5
 
 
 def exchanged(counts: np.ndarray, width: int) -> Any:

@@ -11,11 +11,13 @@ import zoo.plan
 from zoo.ahead_of_time import tpu
 from zoo.ahead_of_time.hlo import parse_program
 from zoo.ahead_of_time.interconnect import Links, Network
+from zoo.ahead_of_time.kernel_calls import KernelCall
 from zoo.ahead_of_time.schedule import KernelTime, Machine, Timeline, follow
 from zoo.errors import UserError
 from zoo.parallel import MeshConfig, activation_sharding, make_mesh
 from zoo.parallel.compiler_options import compiler_options
 from zoo.planning.estimate import work
+from zoo.planning.kernels import _from_reading
 from zoo.planning.program import memory_by_kind
 from zoo.planning.search import _model, candidates, meshes, shortlist
 from zoo.planning.table import table
@@ -210,6 +212,19 @@ def test_a_search_tries_only_meshes_that_divide_and_prefers_what_fits():
     # On one chip nothing fits: the smallest come first.
     alone = candidates(changed, described(1))
     assert alone[0].bytes == min(one.bytes for one in alone) > tpu.V5P.hbm_bytes
+
+
+def test_a_kernel_whose_grid_only_the_run_knows_takes_the_tiles_of_its_declared_products():
+    """The readings of a grouped product on v4, 256 x 2048 x 1024 numbers a tile, of which the matrix units need 8,192
+    bundles of each of two cores."""
+    reading = {"trips": None, "one_core": False, "matrix_units": 4, "overhead": 227, "row": 1649}
+    reading["tiles"] = [[6586, 25852], [8059, 31625]]
+    topology, call = Topology("v4:test", tpu.V4, 1, [None], 1), KernelCall("grouped_matmul", "", (), ())
+    declared = 2 * 10_240 * 8192 * 6144
+    found = [_from_reading(tpu.V4, topology, call, reading, times * declared) for times in (1, 2)]
+    assert [one.flops for one in found] == [declared, 2 * declared]
+    assert found[1].seconds == pytest.approx(2 * found[0].seconds)
+    assert declared / tpu.V4.flops < found[0].seconds < 1.1 * declared / tpu.V4.flops
 
 
 def test_a_search_divides_experts_which_takes_memory_and_traffic_from_a_sparse_model():

@@ -30,8 +30,8 @@ class LanguageModel(Protocol):
         """float32 logits of hidden states."""
         ...
 
-    def init_cache(self, batch_size: int, max_length: int) -> Any:
-        """An empty cache."""
+    def init_cache(self, batch_size: int, max_length: int, dtype: Any = None) -> Any:
+        """An empty cache; dtype of keys and values, default the compute dtype."""
         ...
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from zoo.kernels import dot_product_attention
 from zoo.kernels.attention.block import NO_KEY
+from zoo.kernels.attention.piece import piece_attention
 from zoo.kernels.attention.sinks import with_sinks
 from zoo.kernels.attention.visibility import EMPTY_POSITION
 from zoo.kernels.context_attention import device_attention
@@ -116,7 +117,7 @@ class Attention(nnx.Module):
                 if not cache.empty and one:
                     out, key, value = self._attend_one(query, key, value, positions, stored, cache)
                 elif not cache.empty:
-                    out = self._attend_several(query, key, value, positions, stored, cache)
+                    out, key, value = self._attend_several(query, key, value, positions, stored, cache)
                 cache = cache.write(key, value, stored)
         with jax.named_scope("output"):
             out = leave_sublayer(project("btnh,nhd->btd", out, self.output[...]), "heads")
@@ -167,15 +168,16 @@ class Attention(nnx.Module):
             out = merge_decoded(*part, cache.slot_axes)[:, None]
         else:
             out = decode_attention(query[:, 0], held, (*new, stored), positions, **self._options())[:, None]
-        # XLA orders the write after the read only if it depends on it; else it copies the whole cache in every step.
-        zero = jnp.minimum(jnp.abs(out[0, 0, 0, 0]), 0)
-        return out, key + zero, value + zero
+        return out, *_after(out, key, value)
 
     def _attend_several(self, query, key, value, positions, stored, cache: LayerCache):
-        """Padding and empty slots have EMPTY_POSITION, so segments are not needed any more."""
+        """A piece of several tokens: (out, key, value). Padding and empty slots have EMPTY_POSITION, so segments are not
+        needed any more."""
         if cache.slot_axes or divided("length"):
             raise NotImplementedError("a cache divided among devices takes one token at a time after the first call")
         positions = jnp.broadcast_to(positions, query.shape[:2])
+        if self.sliding_window is None and self.implementation != "reference":
+            return self._attend_piece(query, key, value, positions, stored, cache)
         if self.sliding_window is None:
             held = cache.write(key, value, stored).by_slot()
         else:
@@ -184,7 +186,22 @@ class Attention(nnx.Module):
             held = tuple(jnp.concatenate([old.astype(new.dtype), new], axis=1) for old, new in pairs)
         keys, values = (x.astype(query.dtype) for x in held[:2])
         ordered = self.sliding_window is not None
-        return self._attend(query, keys, values, positions, held[2], None, None, ordered=ordered)
+        return self._attend(query, keys, values, positions, held[2], None, None, ordered=ordered), key, value
+
+    def _attend_piece(self, query, key, value, positions, stored, cache: LayerCache):
+        """Several tokens of a global layer: the filled slots of the cache, then the piece itself."""
+        own = self._kv_heads_read(query, key.shape[2])
+        out = piece_attention(
+            query,
+            (own(cache.key, 1), own(cache.value, 1), cache.positions),
+            jnp.minimum(cache.cursor, cache.slots),
+            (own(key, 2).transpose(0, 2, 3, 1), own(value, 2).swapaxes(1, 2), stored),
+            positions,
+            scale=self.scale,
+            logits_soft_cap=self.logits_soft_cap,
+            sinks=self.sinks[...] if self.has_sinks else None,
+        )
+        return out, *_after(out, key, value)
 
     def _attend(self, query, key, value, query_positions, key_positions, query_segments, key_segments, *, ordered):
         own = self._kv_heads_read(query, key.shape[2])
@@ -215,6 +232,13 @@ class Attention(nnx.Module):
             sinks=self.sinks[...] if self.has_sinks else None,
             implementation=self.implementation,
         )
+
+
+def _after(out: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """key and value. XLA orders the write of the cache after the read only if it depends on it; else it copies the whole
+    cache in every step."""
+    zero = jnp.minimum(jnp.abs(out[0, 0, 0, 0]), 0)
+    return key + zero, value + zero
 
 
 def _stored_positions(positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Int[Array, "b t"]:

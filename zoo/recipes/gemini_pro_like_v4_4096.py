@@ -7,9 +7,9 @@ Source: pods of 4,096 TPU v4 (arXiv 2312.11805, section 3) and a sparse mixture 
 all that the reports say. Sizes, mesh, batch and rates are ours.
 
 A chip has 2,048 tokens of 1,024 sequences, whatever the mesh. Each of 32 devices (expert) has one expert of a sparse
-layer, and takes in 1.25 times the balanced load at most; two model shards (tensor) halve the vocabulary of 262,144 words
-and its gradient, of 12.9 GB a chip. The rest are 2 copies (data) x 1,024 shards of the parameters: 8192 / 1024 = 8 rows,
-a TPU's tile.
+layer, and takes in 1.25 times the balanced load at most; two model shards (tensor) halve the vocabulary of 262,144
+words and its gradient, of 12.9 GB a chip. The rest are 2 copies (data) x 1,024 shards of the parameters: 8192 / 1024 =
+8 rows, a TPU's tile.
 Cost: 500,000 steps of 8.4 million tokens and 2.7e18 operations: 1.4e24, 41 days at the speed below.
 Expected result: not known, it was compiled only. `zoo.plan`: 28.1 of 34 GB a chip, 3.20 s a step by the roofline
 and 7.06 s by the compiled schedule: 1.2 million tokens/s, 34 % of the chips' peak.
