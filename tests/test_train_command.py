@@ -25,7 +25,7 @@ def whole(corpus, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         lines = []
         patch.setattr("builtins.print", lambda *words, **_: lines.append(" ".join(map(str, words))))
-        main(arguments(corpus, run))
+        main(arguments(corpus, run, sample_tokens=5))
     return run, "\n".join(lines)
 
 
@@ -167,27 +167,23 @@ def single(corpus, tmp_path_factory):
     return folder / "run", options, environment
 
 
-def test_sigterm_saves_first_exits_with_75_and_the_run_continues_bit_for_bit(single, corpus, tmp_path):
+def test_sigterm_saves_first_exits_with_75_and_then_a_kill_at_any_moment_too_leaves_no_trace(single, corpus, tmp_path):
     whole, options, environment = single
-    command = arguments(corpus, tmp_path / "run", **options, checkpoint_every=100)
-    process = tiny_run.start(command, **environment)
+    run = tmp_path / "run"
+    process = tiny_run.start(arguments(corpus, run, **options, checkpoint_every=100), **environment)
     next(line for line in process.stdout if line.startswith("step  2/"))
     process.send_signal(signal.SIGTERM)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 75, errors
     assert "the same command resumes" in output and "goodput" in output
-    assert 2 <= saved_steps(tmp_path / "run" / "checkpoints")[-1] < 40
-    code, output, errors = run_command(command, **environment)
-    assert code == 0 and "resuming after step" in output and "2 starts" in output, errors
-    assert_same_run(tmp_path / "run", whole)
-
-
-def test_a_run_that_is_killed_at_any_moment_ends_as_if_it_had_not_been(single, corpus, tmp_path):
-    whole, options, environment = single
-    command = arguments(corpus, tmp_path / "run", **options)
-    counts = tiny_run.kill_until_done(command, tmp_path / "run", 2, seed=3, **environment)
-    assert counts["kills"] == 2, counts
-    assert_same_run(tmp_path / "run", whole)
+    [saved] = saved_steps(run / "checkpoints")
+    assert 2 <= saved < 40
+    counts = tiny_run.kill_until_done(arguments(corpus, run, **options), run, 1, **environment)
+    assert counts["kills"] == 1 and counts["while starting"] == 0, counts
+    # A start that is killed in its first ten seconds is in no account.
+    starts = json.loads((run / "goodput.json").read_text())["starts"]
+    assert [starts[0]["last_step"], starts[-1]["last_step"]] == [saved, 40] and starts[-1]["first_step"] >= saved
+    assert_same_run(run, whole)
 
 
 @pytest.mark.slow

@@ -26,9 +26,12 @@ def numbers_of(part: Literal["train", "classifier", "test"], count: int) -> np.n
 
 
 def on_canvas(image: np.ndarray, place: np.ndarray | tuple[int, int] = (2, 2)) -> np.ndarray:
-    """[CANVAS, CANVAS, 3] with the digit's corner at (down, right); what leaves on one side comes back on the other."""
-    canvas = np.pad(image, (0, CANVAS - 28))
-    return np.repeat(np.roll(canvas, tuple(place), axis=(0, 1))[..., None], 3, axis=-1)
+    """[CANVAS, CANVAS, 3] with the digit's corner at (down, right); what lies outside is cut off."""
+    height, width = image.shape
+    canvas = np.zeros((CANVAS + 2 * height, CANVAS + 2 * width), np.uint8)
+    down, right = (int(np.clip(p, -s, CANVAS)) + s for p, s in zip(place, (height, width), strict=True))
+    canvas[down : down + height, right : right + width] = image
+    return np.repeat(canvas[height:-height, width:-width, None], 3, axis=-1)
 
 
 def video_documents(sources: Sources, count: int, seed: int) -> Iterator[tuple[str, Make]]:
@@ -53,7 +56,7 @@ def digit_documents(sources: Sources, count: int, seed: int) -> Iterator[tuple[s
 
             def make(folder: Path, name=f"{split}_{number}.png", numbers=numbers, random=random) -> dict[str, Any]:
                 chosen = random.choice(numbers)
-                write_png(folder / name, on_canvas(images[chosen], random.integers(0, CANVAS - 28 + 1, 2)))
+                write_png(folder / name, on_canvas(images[chosen]))
                 return record([{"image": name}], "Which digit?", WORDS[labels[chosen]], "digit")
 
             yield split, make
@@ -94,10 +97,9 @@ def drawing_documents(sources: Sources, count: int, seed: int) -> Iterator[tuple
 def _order(name: str, images: np.ndarray, labels: np.ndarray, numbers: np.ndarray, random: np.random.Generator) -> Make:
     def make(folder: Path) -> dict[str, Any]:
         first, second = _two(labels, numbers, random)
-        place = random.integers(0, CANVAS - 28 + 1, 2)
         for frame in range(FRAMES):
             shown = images[first if frame < FRAMES // 2 else second]
-            write_png(folder / name / f"{frame}.png", on_canvas(shown, place))
+            write_png(folder / name / f"{frame}.png", on_canvas(shown))
         which, answer, _ = _asked(labels[first], labels[second], random)
         return record([{"video": name}], f"Which digit came {which}?", answer, "video_order")
 
@@ -108,10 +110,10 @@ def _motion(
     name: str, images: np.ndarray, labels: np.ndarray, numbers: np.ndarray, random: np.random.Generator
 ) -> Make:
     def make(folder: Path) -> dict[str, Any]:
-        image = images[random.choice(numbers)]
+        image = images[random.choice(numbers)].reshape(14, 2, 14, 2).mean(axis=(1, 3)).astype(np.uint8)
         direction = str(random.choice(list(STEPS)))
-        # A digit begins anywhere, and comes back on the other side: no frame by itself gives the direction away.
-        place = random.integers(0, CANVAS, 2)
+        # It begins anywhere, so that the first frame says nothing, and may leave the picture.
+        place = random.integers(0, CANVAS - 14 + 1, 2)
         for frame in range(FRAMES):
             write_png(folder / name / f"{frame}.png", on_canvas(image, place + frame * np.array(STEPS[direction])))
         return record([{"video": name}], "Where did it move?", direction, "video_motion")
@@ -124,7 +126,7 @@ def _pair(name: str, images: np.ndarray, labels: np.ndarray, numbers: np.ndarray
         both = _two(labels, numbers, random)
         files = [f"{name}_{place}.png" for place in "ab"]
         for file, number in zip(files, both, strict=True):
-            write_png(folder / file, on_canvas(images[number], random.integers(0, CANVAS - 28 + 1, 2)))
+            write_png(folder / file, on_canvas(images[number]))
         which, answer, other = _asked(*labels[list(both)], random)
         media = [{"image": file} for file in files]
         return record(media, f"Which digit came {which}?", answer, "pair", swapped=f" {other}")

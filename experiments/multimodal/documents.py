@@ -11,7 +11,7 @@ import numpy as np
 from experiments.multimodal.sources import SPEECH_RATE
 
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-STEPS = {"left": (0, -4), "right": (0, 4), "up": (-4, 0), "down": (4, 0)}
+STEPS = {"left": (0, -5), "right": (0, 5), "up": (-5, 0), "down": (5, 0)}
 """Pixels (down, right) from a frame of a moving digit to the next."""
 
 Make = Callable[[Path], dict[str, Any]]

@@ -7,7 +7,11 @@
 from zoo.inference.constraint import ImageOutput as ImageOutput
 from zoo.inference.generation import INFERENCE_RULES as INFERENCE_RULES
 from zoo.inference.generation import generate as generate
+from zoo.inference.generation import generate_after as generate_after
 from zoo.inference.media_prompts import stack_prompts as stack_prompts
+from zoo.inference.prefill import Prefilled as Prefilled
+from zoo.inference.prefill import continuation_log_probabilities as continuation_log_probabilities
+from zoo.inference.prefill import prefill_in_chunks as prefill_in_chunks
 from zoo.inference.prompts import left_pad as left_pad
 from zoo.inference.sampling import Sampling as Sampling
 from zoo.inference.sampling import sample as sample

@@ -9,6 +9,7 @@
   the device wait. A stream gets blocks of about `STREAM_SECONDS`.
 * On a mesh whose rules divide the length, devices share the tokens of the prompts and the slots of global layers.
 * Media are read by prefill alone: their soft tokens are in the cache afterwards.
+* Long prompts are read in chunks (`prefill_chunk`, `zoo.inference.prefill`).
 """
 
 import functools
@@ -28,6 +29,7 @@ from zoo.errors import UserError
 from zoo.inference.constraint import ImageOutput, advance, constrain, first_state
 from zoo.inference.media_prompts import check_media, media_contents, padded_media
 from zoo.inference.model import LanguageModel, Structure, take_apart
+from zoo.inference.prefill import OnChunk, Prefilled, prefill_in_chunks
 from zoo.inference.prompts import check_mask, check_seed, check_tokens, positions_of, row_keys
 from zoo.inference.sampling import Sampling, sample
 from zoo.parallel import ShardingRules, activation_sharding, axis_divisions
@@ -59,10 +61,12 @@ class Last(NamedTuple):
 
 
 class Programs(NamedTuple):
-    """The two compiled functions of one model structure."""
+    """The compiled functions of one model structure."""
 
     prefill: Callable[..., tuple[Any, Last]]
     """(arrays, tokens, positions, segment_ids, keys, stops, media, written, cache_length=) -> (cache, last)"""
+    begin: Callable[..., Last]
+    """(logits, positions of the next tokens, keys, stops, written) -> last, after a prefill in chunks"""
     decode: Callable[..., tuple[Any, Last, Int[Array, "b BLOCK"]]]
     """(arrays, cache [donated], last, keys, stops, steps) -> (cache, last, the tokens of these steps, then pad_id)"""
 
@@ -82,6 +86,8 @@ def generate(
     rules: ShardingRules | None = None,
     media: Media | None = None,
     image_output: ImageOutput | None = None,
+    prefill_chunk: int | None = None,
+    on_chunk: OnChunk | None = None,
 ) -> Int[np.ndarray, "b n"]:
     """The `max_new_tokens` tokens after each prompt, int32; after a row's stop token (which is kept) pad_id.
 
@@ -98,10 +104,14 @@ def generate(
     On a `mesh` (that of `zoo.load`), or inside of `activation_sharding`, devices share the work by `rules`, by default
     `INFERENCE_RULES`. Prompts are padded to a multiple of the devices that share a sequence; the result is the same.
 
+    With `prefill_chunk` prompts are read in chunks of so many tokens, which bounds the memory that this takes; the
+    result is the same. `on_chunk(tokens read, tokens in all)` is called after each.
+
     Raises:
       UserError: tokens outside the vocabulary, a mask that is not left-padding, max_new_tokens below 1; media that the
         model has no encoder for, of other rows than the tokens, or whose slots name soft tokens that there are not; a
-        prompt that ends in an image which cannot be completed.
+        prompt that ends in an image which cannot be completed; with `prefill_chunk` media, or devices that share a
+        sequence.
     """
     if mesh is not None:
         with activation_sharding(mesh, rules or INFERENCE_RULES):
@@ -117,10 +127,18 @@ def generate(
                 pad_id=pad_id,
                 media=media,
                 image_output=image_output,
+                prefill_chunk=prefill_chunk,
+                on_chunk=on_chunk,
             )
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
     check_seed(seed)
+    options = _Options(max_new_tokens, sampling, tuple(stop_tokens), seed, on_token, pad_id, image_output)
+    if prefill_chunk is not None:
+        if media is not None:
+            raise UserError("prefill_chunk: prompts with media are read in one piece: leave prefill_chunk out")
+        read = prefill_in_chunks(model, tokens, mask, chunk=prefill_chunk, room=max_new_tokens - 1, on_chunk=on_chunk)
+        return _generate_after(model, read, options)
     tokens = check_tokens(tokens, model.config.vocab_size)
     mask = check_mask(mask, tokens, left=True)
     check_media(media, model.config, mask)
@@ -145,8 +163,60 @@ def generate(
         # The last token is drawn, never attended to.
         cache_length=tokens.shape[1] + max_new_tokens - 1,
     )
-    new_tokens = np.full((len(tokens), max_new_tokens), pad_id, np.int32)
-    stopped = np.zeros(len(tokens), bool)
+    return _draw_rest(programs, arrays, cache, last, keys, stops, options)
+
+
+def generate_after(
+    model: LanguageModel,
+    prefilled: Prefilled,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = Sampling(),
+    stop_tokens: Sequence[int] = (),
+    seed: int = 0,
+    on_token: Callable[[Int[np.ndarray, "b"]], None] | None = None,
+    pad_id: int = 0,
+    image_output: ImageOutput | None = None,
+) -> Int[np.ndarray, "b n"]:
+    """What `generate` draws after prompts that were read by `prefill_in_chunks`. It uses up their cache: score answers
+    before. Raises UserError for more new tokens than the cache has room for (the last one needs none)."""
+    check_seed(seed)
+    if not 1 <= max_new_tokens <= prefilled.room + 1:
+        raise UserError(f"max-new-tokens must lie in 1 .. {prefilled.room + 1}, got {max_new_tokens}")
+    options = _Options(max_new_tokens, sampling, tuple(stop_tokens), seed, on_token, pad_id, image_output)
+    return _generate_after(model, prefilled, options)
+
+
+class _Options(NamedTuple):
+    """What `generate` was asked for."""
+
+    max_new_tokens: int
+    sampling: Sampling
+    stop_tokens: tuple[int, ...]
+    seed: int
+    on_token: Callable[[Int[np.ndarray, "b"]], None] | None
+    pad_id: int
+    image_output: ImageOutput | None
+
+
+def _generate_after(model: LanguageModel, prefilled: Prefilled, options: _Options) -> Int[np.ndarray, "b n"]:
+    tokens, mask = prefilled.tokens, prefilled.mask
+    written = first_state(options.image_output, tokens, mask, model.config.vocab_size)
+    keys = row_keys(options.seed, tokens, mask)
+    structure, arrays = take_apart(model)
+    programs = _programs(structure, options.sampling, options.pad_id, activation_context.get(), options.image_output)
+    stops = np.asarray(sorted(set(options.stop_tokens)), np.int32)
+    last = programs.begin(prefilled.logits, mask.sum(1, dtype=np.int32), keys, stops, written)
+    return _draw_rest(programs, arrays, prefilled.cache, last, keys, stops, options)
+
+
+def _draw_rest(
+    programs: Programs, arrays, cache, last: Last, keys, stops: Int[np.ndarray, "s"], options: _Options
+) -> Int[np.ndarray, "b n"]:
+    """All new tokens, of which the first was drawn; see `generate`."""
+    max_new_tokens, on_token, rows = options.max_new_tokens, options.on_token, len(last.tokens)
+    new_tokens = np.full((rows, max_new_tokens), options.pad_id, np.int32)
+    stopped = np.zeros(rows, bool)
     running, done = 1, 0  # steps of the block that is on its way, steps whose tokens were fetched
     block = last.tokens[:, None]
     block_steps = BLOCK if on_token is None else 1
@@ -199,9 +269,13 @@ def _programs(
         )
         # Only the last position's logits: [B, T, V] would be the largest array by far.
         logits = model.logits(hidden[:, -1:])[:, 0]
+        return cache, begin(logits, positions[:, -1] + 1, keys, stops, written)
+
+    @jax.jit
+    def begin(logits, positions, keys, stops, written):
         step = jnp.zeros((), jnp.int32)
-        drawn, stopped, written = draw(logits, keys, step, jnp.zeros(len(tokens), bool), stops, written)
-        return cache, Last(drawn, positions[:, -1] + 1, step + 1, stopped, written)
+        drawn, stopped, written = draw(logits, keys, step, jnp.zeros(len(logits), bool), stops, written)
+        return Last(drawn, positions, step + 1, stopped, written)
 
     @functools.partial(jax.jit, donate_argnums=1)
     def decode(arrays, cache, last: Last, keys, stops, steps):
@@ -223,4 +297,4 @@ def _programs(
         block = jnp.full((len(last.tokens), BLOCK), pad_id, jnp.int32)
         return jax.lax.while_loop(go_on, step, (cache, last, block))
 
-    return Programs(prefill, decode)
+    return Programs(prefill, begin, decode)

@@ -1,4 +1,4 @@
-"""Prefill in chunks: a prompt of any length goes through the model in pieces, into the caches that decoding goes on with.
+"""Prefill in chunks: a prompt of any length goes through the model in pieces, into the caches that decoding needs.
 
 Memory is weights + caches + one chunk. All chunks have one length, the prompt being padded on the left to a multiple of
 it, so that two programs are compiled: the first chunk, which finds an empty cache, and all others, whose cache is

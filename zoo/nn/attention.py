@@ -171,8 +171,8 @@ class Attention(nnx.Module):
         return out, *_after(out, key, value)
 
     def _attend_several(self, query, key, value, positions, stored, cache: LayerCache):
-        """A piece of several tokens: (out, key, value). Padding and empty slots have EMPTY_POSITION, so segments are not
-        needed any more."""
+        """A piece of several tokens: (out, key, value). Padding and empty slots have EMPTY_POSITION, so segments are
+        not needed any more."""
         if cache.slot_axes or divided("length"):
             raise NotImplementedError("a cache divided among devices takes one token at a time after the first call")
         positions = jnp.broadcast_to(positions, query.shape[:2])
@@ -235,8 +235,8 @@ class Attention(nnx.Module):
 
 
 def _after(out: Array, key: Array, value: Array) -> tuple[Array, Array]:
-    """key and value. XLA orders the write of the cache after the read only if it depends on it; else it copies the whole
-    cache in every step."""
+    """key and value. XLA orders the write of the cache after the read only if it depends on it; else it copies the
+    whole cache in every step."""
     zero = jnp.minimum(jnp.abs(out[0, 0, 0, 0]), 0)
     return key + zero, value + zero
 

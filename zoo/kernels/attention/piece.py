@@ -16,8 +16,8 @@ from zoo.kernels.attention.visibility import visible
 from zoo.kernels.platform import target_platform
 
 CPU_SCORE_BYTES, SCORE_BYTES = 4 * 2**20, 256 * 2**20
-"""The float32 scores of one block are about so many bytes: on CPU they should stay in its caches (1,024 queries, 4 heads,
-32,768 keys on two cores: 2 to 4 MiB are twice as fast as 64 MiB)."""
+"""The float32 scores of one block are about so many bytes. On CPU they should stay in its caches: 2 to 4 MiB are about
+twice as fast as 64 MiB (1,024 queries of 4 heads, 32,768 keys, two busy cores)."""
 
 LEAST_BLOCK = 128
 """Keys of a block, at least."""
