@@ -14,6 +14,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 import zoo
+from tests.marks import slow
 from zoo.data import train_tokenizer
 from zoo.errors import UserError
 from zoo.export import main
@@ -118,7 +119,7 @@ def test_the_command_exits_with_2_and_one_line_for_a_damaged_file(golden_dir, tm
     assert sorted(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.parametrize("format_name", ["huggingface", "orbax", "deepmind"])
+@pytest.mark.parametrize("format_name", ["huggingface", "orbax", *slow("deepmind")])
 def test_when_the_disk_is_full_nothing_is_left_behind(golden_dir, tmp_path, repository, format_name):
     small_files = "ulimit -f 40"  # blocks of 512 or 1,024 bytes: every write beyond fails, as on a full disk
     done = run_export(repository, golden_dir, tmp_path / "out", "--format", format_name, before=small_files)

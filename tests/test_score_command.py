@@ -3,10 +3,12 @@ import math
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
 
+from tests.marks import slow
 from zoo.data import train_tokenizer
 from zoo.errors import UserError
 from zoo.inference import score_text, token_log_probabilities
@@ -56,7 +58,7 @@ def save(path, array) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("attention", ["reference", "pallas_tpu", "pallas_gpu"])
+@pytest.mark.parametrize("attention", ["reference", "pallas_tpu", *slow("pallas_gpu")])
 def test_attention_names_the_kernels_and_changes_no_logit(attention, tmp_path, checkpoint, loaded):
     tokens = np.random.default_rng(0).integers(3, 300, (2, 20))
     out = tmp_path / "logits.npy"
@@ -64,7 +66,7 @@ def test_attention_names_the_kernels_and_changes_no_logit(attention, tmp_path, c
         ["--checkpoint", str(checkpoint), "--tokens", save(tmp_path / "ids.npy", tokens), "--logits", str(out)]
         + ["--attention", attention]
     )
-    np.testing.assert_allclose(np.load(out), loaded.model(tokens), atol=1e-5)
+    np.testing.assert_allclose(np.load(out), jax.jit(loaded.model)(tokens), atol=1e-5)
 
 
 def test_logits_of_tokens_are_written_and_their_scores_printed(tmp_path, checkpoint, loaded, capsys):
@@ -78,7 +80,7 @@ def test_logits_of_tokens_are_written_and_their_scores_printed(tmp_path, checkpo
     assert logits.shape == (2, 5, 320)
     for i in range(2):
         row = tokens[i][mask[i] == 1]
-        np.testing.assert_allclose(logits[i][mask[i] == 1], loaded.model(row[None])[0], atol=1e-5)
+        np.testing.assert_allclose(logits[i][mask[i] == 1], jax.jit(loaded.model)(row[None])[0], atol=1e-5)
     figures = json.loads((tmp_path / "score.json").read_text())
     scores = token_log_probabilities(loaded.model, tokens, mask)
     assert [row["tokens"] for row in figures["rows"]] == [4, 1]

@@ -38,9 +38,9 @@ class Packing:
 class Workload:
     """Sizes of one invocation."""
 
-    steps: int = 700
+    steps: int = 600
     """Of every run."""
-    learning_rate: float = 2e-3
+    learning_rate: float = 1e-3
     """Peak, of every run."""
     warmup_steps: int = 50
     """Of every run."""
@@ -58,21 +58,25 @@ class Workload:
     """Model width."""
     num_layers: int = 4
     """Decoder layers."""
+    encoder_layers: int = 3
+    """Layers of each encoder."""
     vocab_size: int = 1024
     """Tokens of the tokenizer."""
+    arms: tuple[str, ...] = (JOINT, TEXT_ONLY, *SINGLES)
+    """The models."""
     image_codes: int = 256
     """Codes of the tokenizer of images."""
-    vq_steps: int = 500
+    vq_steps: int = 700
     """Of the tokenizer of images."""
     classifier_steps: int = 600
     """Of the classifier that judges drawings."""
     packings: tuple[tuple[str, Packing], ...] = (
-        (JOINT, Packing(21, 112, 2)),
+        (JOINT, Packing(23, 112, 2)),
         (TEXT_ONLY, Packing(10)),
-        ("speech", Packing(3, clips=8)),
+        ("speech", Packing(3, clips=9)),
         ("picture", Packing(5, 128)),
         ("video", Packing(9, 192)),
-        ("draw", Packing(2)),
+        ("draw", Packing(4)),
         ("text", Packing(2)),
     )
     """Chosen so that a step of a model of one modality has as many of its documents as a step of the joint model, and
@@ -91,9 +95,11 @@ QUICK = Workload(
     drawings=2,
     embed_dim=64,
     num_layers=2,
+    encoder_layers=1,
     vocab_size=480,
+    arms=(JOINT, TEXT_ONLY, "speech", "draw"),
     image_codes=64,
-    vq_steps=10,
+    vq_steps=5,
     classifier_steps=30,
     warmup_steps=2,
     packings=(
@@ -128,7 +134,7 @@ class Run:
 
 def runs_of(workload: Workload) -> list[Run]:
     """All runs, seed by seed, so that an early end leaves whole seeds."""
-    return [Run(arm, seed) for seed in range(workload.seeds) for arm in (JOINT, TEXT_ONLY, *SINGLES)]
+    return [Run(arm, seed) for seed in range(workload.seeds) for arm in workload.arms]
 
 
 def folders_of(arm: str) -> tuple[str, ...]:
@@ -148,8 +154,15 @@ def model_of(workload: Workload, image_codes: int) -> GeminiConfig:
     model = recipe("gemini-tiny-multimodal").model
     assert isinstance(model, GeminiConfig)
     tokens = workload.vocab_size + image_codes + 8
-    sizes = {"embed_dim": workload.embed_dim, "num_layers": workload.num_layers}
-    return dataclasses.replace(model, vocab_size=-(-tokens // 128) * 128, **sizes)
+    assert model.vision is not None and model.audio is not None
+    return dataclasses.replace(
+        model,
+        vocab_size=-(-tokens // 128) * 128,
+        embed_dim=workload.embed_dim,
+        num_layers=workload.num_layers,
+        vision=dataclasses.replace(model.vision, num_layers=workload.encoder_layers),
+        audio=dataclasses.replace(model.audio, num_layers=workload.encoder_layers),
+    )
 
 
 def recipe_of(run: Run, workload: Workload, out: Path, image_codes: int, folder: Path) -> Recipe:

@@ -66,7 +66,7 @@ class DatasetsConfig:
     """Videos for training; a quarter as many are for testing."""
     pairs: int = 5000
     """Pairs of images for training; a quarter as many are for testing."""
-    drawings: int = 3000
+    drawings: int = 6000
     """Digits to be drawn for training; a quarter as many are for testing."""
     texts: int = 750
     """Passages for training; a quarter as many are for testing."""

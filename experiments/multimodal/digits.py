@@ -35,14 +35,14 @@ def on_canvas(image: np.ndarray, place: np.ndarray | tuple[int, int] = (2, 2)) -
 
 
 def video_documents(sources: Sources, count: int, seed: int) -> Iterator[tuple[str, Make]]:
-    """Order and motion in turn; a quarter as many of them for tests."""
+    """One of order after two of motion, of which pairs teach nothing; a quarter as many of them for tests."""
     images, labels = sources.digits
     for split, many in (("train", count), ("test", count // 4)):
         numbers = numbers_of(split, len(images))
         for number in range(many):
             # Each video has a seed of its own, so that it does not depend on how many there are.
             random = np.random.default_rng([seed, len(numbers), number])
-            make = _order if number % 2 else _motion
+            make = _motion if number % 3 else _order
             yield split, make(f"{split}_{number}", images, labels, numbers, random)
 
 

@@ -32,6 +32,8 @@ def draw_curves(results: Results, out: Path, path: Path) -> None:
         usual = results.majority.get(metric.name.rpartition("/")[0])
         if usual is not None and not metric.lower:
             panel.axhline(usual, color="black", lw=0.8, ls=":")
+        if not metric.lower:
+            panel.set_ylim(0, 1)
         panel.set_title(metric.label, fontsize=8)
         panel.set_xlabel("step", fontsize=7)
     last = panels.flat[len(names)]
@@ -43,7 +45,7 @@ def draw_curves(results: Results, out: Path, path: Path) -> None:
     for panel in panels.flat[len(names) + 1 :]:
         panel.set_axis_off()
     handles = [pyplot.Line2D([], [], color=COLOURS[key]) for key in (JOINT, "single")]
-    figure.legend(handles, ["joint", "one modality"], loc="lower right", fontsize=8)
+    panels.flat[0].legend(handles, ["joint", "one modality"], fontsize=7)
     _save(figure, path)
 
 

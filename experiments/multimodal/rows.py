@@ -81,8 +81,10 @@ def batches(
     """(batch, its documents): all batches have the same shapes, the last one rows of padding."""
     elements = [_element(record, folder, tokenizer, data) for record in records]
     most = {key: max(len(element[key]) for element in elements) for key in elements[0]}
-    length = -(-most[PREDICTIONS] // 16) * 16
-    media = replace(data.media, patches_per_row=most.get(PATCHES, 0), clips_per_row=most.get(MEL, 0))
+    # Few sizes, so that most kinds of documents share a compiled program.
+    length = min(_rounded(most[PREDICTIONS], 32), data.sequence_length)
+    patches, clips = _rounded(most.get(PATCHES, 0), 16), _rounded(most.get(MEL, 0), 2)
+    media = replace(data.media, patches_per_row=patches, clips_per_row=clips)
     sizes = {PREDICTIONS: length}
     if media.patches_per_row:
         sizes |= dict.fromkeys((PATCHES, COORDINATES, IMAGES), media.patches_per_row)
@@ -93,6 +95,11 @@ def batches(
         if blank:
             taken = [_blank(element) for element in taken]
         yield make_media_batch([_row(element, sizes) for element in taken], rows, tokenizer.pad_id, media), len(taken)
+
+
+def _rounded(count: int, least: int) -> int:
+    """The next of 0, least, 2 * least, 4 * least and so on."""
+    return least << max(0, math.ceil(math.log2(count / least))) if count else 0
 
 
 def _element(record: dict[str, Any], folder: Path, tokenizer: Tokenizer, data: DataConfig) -> dict[str, np.ndarray]:
@@ -170,8 +177,3 @@ def strangers(count: int, seed: int = 0) -> np.ndarray:
     other = np.empty(count, np.int64)
     other[order] = np.roll(order, 1)
     return other
-
-
-def error_of(part: float, count: int) -> float:
-    """Standard error of a proportion."""
-    return math.sqrt(part * (1 - part) / count)

@@ -118,7 +118,9 @@ def _examples(model: Any, tests: HeldOut) -> tuple[dict[str, str], ...]:
         folder = name.split("/")[0]
         records = tests.records(name)[:count]
         prompts = [_prompt(record, tests.data / folder, tests.tokenizer, tests.config) for record in records]
-        tokens, mask, media = stack_prompts(prompts, tests.tokenizer.pad_id)
+        tokens, mask, media = stack_prompts(
+            prompts, tests.tokenizer.pad_id, multiple=64, patch_multiple=64, clip_multiple=2
+        )
         ids = generate(
             model,
             tokens,

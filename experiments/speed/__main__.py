@@ -36,6 +36,8 @@ class Speed:
     """Also writes the dated report (Markdown) to this file, with the pictures beside it."""
     threads: int = 2
     """Cores that everything is restricted to."""
+    compiled: bool = True
+    """Of the sparse contest: with torch.compile, which takes minutes to compile."""
     rounds: int | None = None
     """Interleaved rounds; default 5 (with --quick 3), sparse 12 (with --quick 4)."""
 

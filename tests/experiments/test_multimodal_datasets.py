@@ -86,7 +86,7 @@ def test_moving_digits_move_where_the_answer_says(written):
             # A row or column that was cut off, or comes in, is what the frames need not share.
             np.testing.assert_array_equal(moved[5:-5, 5:-5], second[5:-5, 5:-5])
             seen += 1
-    assert seen == 12
+    assert seen == 16
 
 
 def test_drawn_data_depend_on_the_seed_alone():

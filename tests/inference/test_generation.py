@@ -1,3 +1,5 @@
+import functools
+
 import chex
 import jax
 import numpy as np
@@ -27,6 +29,17 @@ def any_layout(request, make_model):
     return make_model(execution=Execution(scan_layers=scanned), num_layers=4 if scanned else 3)
 
 
+@functools.cache
+def step_of(structure):
+    """One program for each shape of the tokens, whichever test asks."""
+
+    @jax.jit
+    def step(arrays, cache, tokens, positions, segment_ids=None):
+        return structure.restore(arrays)(tokens, positions=positions, segment_ids=segment_ids, cache=cache)
+
+    return step
+
+
 @pytest.mark.parametrize(
     "lengths",
     [(1, 1, 1), (WINDOW - 1,) * 3, (WINDOW, WINDOW, 2), (WINDOW + 1, 1, 4), (1, 2 * WINDOW + 3, WINDOW)],
@@ -38,11 +51,7 @@ def test_prefill_and_decode_give_the_logits_of_the_full_forward_pass(any_layout,
     rows = random_prompts(*(length + new for length in lengths))
     prompts, mask = left_pad([row[:-new] for row in rows])
     structure, arrays = take_apart(model)
-
-    @jax.jit
-    def step(arrays, cache, tokens, positions, segment_ids=None):
-        return structure.restore(arrays)(tokens, positions=positions, segment_ids=segment_ids, cache=cache)
-
+    step = step_of(structure)
     logits, cache = step(arrays, model.init_cache(3, 48), prompts, positions_of(mask), mask)
     pieces = [logits]
     for i in range(new):

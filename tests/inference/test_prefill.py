@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.marks import slow
 from zoo.data import Media
 from zoo.errors import UserError
 from zoo.inference import (
@@ -42,7 +41,7 @@ def check_chunks(model, full_logits, chunk: int, lengths: tuple[int, ...], new: 
             np.testing.assert_array_equal(logits[len(row) - 1 : -1].argmax(-1), tokens)
 
 
-@slow
+@pytest.mark.slow
 def test_a_chunk_smaller_than_the_window_sees_the_window_before_it(model, full_logits):
     check_chunks(model, full_logits, 6, (15,))
 
@@ -51,7 +50,7 @@ def test_rows_that_are_padding_for_whole_chunks_are_read_as_they_are_alone(model
     check_chunks(model, full_logits, 12, (29, 3, 12, 13), new=4)
 
 
-@slow
+@pytest.mark.slow
 @pytest.mark.parametrize("chunk", [1, 5, 8, 12])
 @pytest.mark.parametrize("scanned", [False, True])
 def test_chunks_of_any_size_in_either_layout(make_model, full_logits, chunk, scanned):
@@ -61,12 +60,12 @@ def test_chunks_of_any_size_in_either_layout(make_model, full_logits, chunk, sca
     check_chunks(model, full_logits, chunk, (29, 3, 12, 13), new=WINDOW + 2)
 
 
-@slow
+@pytest.mark.slow
 def test_the_reference_attention_reads_chunks_too(make_model, full_logits):
     check_chunks(make_model(execution=Execution(attention_implementation="reference")), full_logits, 6, (15,), new=3)
 
 
-@slow
+@pytest.mark.slow
 def test_all_chunks_share_two_programs_and_report_their_progress(model):
     tokens, _ = left_pad(prompts(39))
     seen = []
@@ -78,7 +77,7 @@ def test_all_chunks_share_two_programs_and_report_their_progress(model):
     assert [layer.slots for layer in read.cache] == [WINDOW, 40, WINDOW]
 
 
-@slow
+@pytest.mark.slow
 def test_generation_after_chunks_draws_what_it_draws_after_one_piece(model):
     batch = left_pad(prompts(20, 15))
     options = {"max_new_tokens": 6, "sampling": Sampling(temperature=1.0), "stop_tokens": (5,), "seed": 3}
@@ -99,7 +98,7 @@ def test_answers_are_scored_from_the_cache_as_in_a_pass_over_prompt_and_answer(m
     np.testing.assert_array_equal(scores, again)
 
 
-@slow
+@pytest.mark.slow
 def test_a_bfloat16_cache_is_half_as_large_and_changes_the_logits_a_little(model):
     tokens, _ = left_pad(prompts(20))
     exact = prefill_in_chunks(model, tokens, chunk=12)

@@ -2,6 +2,7 @@ import shutil
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_the_public_names_are_there():
 def test_a_loaded_model_maps_tokens_to_float32_logits(golden_dir):
     loaded = zoo.load(golden_dir)
     assert (loaded.source, loaded.tokenizer) == ("huggingface", None)
-    logits = loaded.model(jnp.ones((2, 5), jnp.int32))
+    logits = jax.jit(loaded.model)(jnp.ones((2, 5), jnp.int32))
     assert (logits.shape, logits.dtype) == ((2, 5, loaded.config.vocab_size), jnp.float32)
 
 

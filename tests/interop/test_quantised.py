@@ -31,6 +31,11 @@ def model():
     return Gemini(CONFIG, rngs=nnx.Rngs(0))
 
 
+@functools.cache
+def packed_of(bits):
+    return packed_model(model(), Packing(bits=bits))
+
+
 def weights(of):
     """Every array or packed weight of a model."""
     state = nnx.to_flat_state(nnx.state(of))
@@ -50,7 +55,7 @@ def unpacked(original, packed):
 
 @pytest.mark.parametrize(("bits", "tolerance"), [(4, 1 / 7), (8, 1 / 127)])
 def test_a_packed_weight_is_within_a_step_of_the_original(bits, tolerance):
-    original, packed = weights(model()), weights(packed_model(model(), Packing(bits=bits)))
+    original, packed = weights(model()), weights(packed_of(bits))
     found = [(path, value) for path, value in packed.items() if isinstance(value, PackedWeight)]
     assert len(found) == 1 + 2 * 7
     for path, value in found:
@@ -61,15 +66,16 @@ def test_a_packed_weight_is_within_a_step_of_the_original(bits, tolerance):
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_packed_model_computes_what_its_unpacked_weights_compute(bits):
-    packed = packed_model(model(), Packing(bits=bits))
+    packed = packed_of(bits)
     tokens = jax.random.randint(jax.random.key(1), (2, 12), 3, 96)
-    np.testing.assert_allclose(packed(tokens), unpacked(model(), packed)(tokens), atol=2e-4)
+    expected = jax.jit(unpacked(model(), packed))(tokens)
+    np.testing.assert_allclose(jax.jit(packed)(tokens), expected, atol=2e-4)
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_a_folder_gives_back_every_bit_and_has_the_size_of_the_formula(bits, tmp_path):
     packing = Packing(bits=bits)
-    packed = packed_model(model(), packing)
+    packed = packed_of(bits)
     save_quantised(model(), tmp_path / "packed", packing=packing)
     loaded = zoo.load(tmp_path / "packed")
     for path, value in weights(loaded.model).items():

@@ -111,7 +111,7 @@ def test_of_a_run_of_online_distillation_the_student_is_loaded_or_the_part_that_
         loaded = load(tmp_path / "run", execution=execution, part=part).model
         assert loaded.config == wanted.config == read_config(tmp_path / "run", part)
         tokens = jnp.arange(6)[None]
-        np.testing.assert_allclose(loaded(tokens), wanted(tokens), atol=1e-5)
+        np.testing.assert_allclose(jax.jit(loaded)(tokens), jax.jit(wanted)(tokens), atol=1e-5)
     save_run(pair.student, tmp_path / "one")
     with pytest.raises(UserError, match="holds one model"):
         load(tmp_path / "one", part="teacher")

@@ -77,7 +77,7 @@ def truth_of(case: int):
     return value_and_gradients(reference_attention, make_inputs(**CASES[case]), jnp.float64)
 
 
-@pytest.mark.parametrize("case", all_but([1, 2, 3, 4, 5], list(range(6))), ids=lambda case: str(CASES[case]))
+@pytest.mark.parametrize("case", all_but([1, 2, 4, 5], list(range(6))), ids=lambda case: str(CASES[case]))
 def test_splash_equals_the_reference(case):
     expected, expected_gradients = truth_of(case)
     out, gradients = value_and_gradients(splash_attention, make_inputs(**CASES[case]), jnp.float32)

@@ -1,5 +1,7 @@
 """A whole model computes the same with every attention kernel: training, generation and under a device mesh."""
 
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from tests.marks import slow
 from zoo.inference import Sampling, generate
 from zoo.models.gemma2 import Gemma2, Gemma2Config
 from zoo.nn import Execution
@@ -24,7 +27,6 @@ CONFIG = Gemma2Config(
     sliding_window=20,
     max_position_embeddings=128,
 )
-KERNELS = ("pallas_tpu", "pallas_gpu")
 
 
 def model(implementation: str | None) -> Gemma2:
@@ -47,18 +49,22 @@ def loss(graphdef, state, tokens, positions, segments):
     return (jax.nn.log_softmax(logits)[..., 0] * (segments > 0)).mean()
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@functools.cache
+def plain_gradient(rows: int, length: int):
+    graphdef, state = nnx.split(model("xla"))
+    return jax.device_get(jax.jit(jax.value_and_grad(lambda state: loss(graphdef, state, *batch(rows, length))))(state))
+
+
+# Of each kernel one gradient of the whole model: here, and on a mesh below.
+@pytest.mark.parametrize("implementation", ["pallas_tpu", *slow("pallas_gpu")])
 def test_the_gradients_of_a_packed_batch_are_those_of_the_plain_path(implementation):
-    arrays = batch(2, 50)
-
-    def value_and_gradient(name):
-        graphdef, state = nnx.split(model(name))
-        return jax.jit(jax.value_and_grad(lambda state: loss(graphdef, state, *arrays)))(state)
-
-    chex.assert_trees_all_close(value_and_gradient(implementation), value_and_gradient("xla"), rtol=1e-4, atol=1e-6)
+    graphdef, state = nnx.split(model(implementation))
+    found = jax.jit(jax.value_and_grad(lambda state: loss(graphdef, state, *batch(4, 50))))(state)
+    chex.assert_trees_all_close(jax.device_get(found), plain_gradient(4, 50), rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+# That of the decode kernels alone is in tests/kernels/decode_attention/test_model.py, for both.
+@pytest.mark.parametrize("implementation", ["pallas_tpu", *slow("pallas_gpu")])
 def test_greedy_generation_past_the_window_is_that_of_the_plain_path(implementation):
     tokens = np.asarray(batch(2, 30)[0])
     mask = np.ones_like(tokens)
@@ -72,12 +78,10 @@ def test_greedy_generation_past_the_window_is_that_of_the_plain_path(implementat
     np.testing.assert_array_equal(continuation(implementation), continuation("xla"))
 
 
-@pytest.mark.parametrize("implementation", KERNELS)
+@pytest.mark.parametrize("implementation", [*slow("pallas_tpu"), "pallas_gpu"])
 def test_on_a_mesh_every_device_attends_for_its_own_rows_and_heads(implementation):
     mesh, rules, arrays = make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)), ShardingRules(), batch(4, 50)
     graphdef, state = init_sharded(lambda: model(implementation), mesh, rules)
     with activation_sharding(mesh, rules):
         compiled = jax.jit(jax.grad(lambda state: loss(graphdef, state, *arrays))).lower(state).compile()
-    plain_graphdef, plain_state = nnx.split(model("xla"))
-    expected = jax.jit(jax.grad(lambda state: loss(plain_graphdef, state, *arrays)))(plain_state)
-    chex.assert_trees_all_close(jax.device_get(compiled(state)), jax.device_get(expected), rtol=1e-3, atol=1e-6)
+    chex.assert_trees_all_close(jax.device_get(compiled(state)), plain_gradient(4, 50)[1], rtol=1e-3, atol=1e-6)

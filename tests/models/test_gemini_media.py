@@ -25,7 +25,7 @@ CONFIG = GeminiConfig(
     head_dim=16,
     hidden_dim=48,
     sliding_window=8,
-    vision=SiglipConfig(embed_dim=16, num_layers=2, num_heads=2, hidden_dim=32, patch_size=4, image_size=16),
+    vision=SiglipConfig(embed_dim=16, num_layers=1, num_heads=2, hidden_dim=32, patch_size=4, image_size=16),
     audio=Gemma3nAudioConfig(
         embed_dim=16, num_layers=1, num_heads=2, num_mel_bins=16, subsampling_channels=(8, 4), reduction_factor=2
     ),

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.marks import all_but
+from tests.marks import all_but, slow
 from zoo.errors import UserError
 from zoo.models import Gemma2Config, build, config_from_dict, config_to_dict, preset, presets
 from zoo.nn import Execution, stack_layers, unstack_layers
@@ -24,6 +24,7 @@ TINY = Gemma2Config(
     query_pre_attn_scalar=12,
     sliding_window=8,
 )
+SHORT = dataclasses.replace(TINY, num_layers=2)  # one layer of each kind: unrolled ones take long to compile
 
 
 @functools.cache
@@ -101,9 +102,9 @@ def test_scanning_an_incomplete_unit_is_refused():
     assert run(make(dataclasses.replace(TINY, num_layers=3)), tokens()).shape == (2, 40, 96)
 
 
-@pytest.mark.parametrize("scan_layers", [False, True])
+@pytest.mark.parametrize("scan_layers", [*slow(False), True])
 def test_every_remat_policy_gives_the_same_gradients(scan_layers):
-    config = TINY if scan_layers else dataclasses.replace(TINY, num_layers=2)  # unrolled ones take long to compile
+    config = TINY if scan_layers else SHORT
 
     def gradients(policy):
         graphdef, state = nnx.split(make(config, scan_layers=scan_layers, remat_policy=policy))
@@ -125,7 +126,7 @@ def test_bfloat16_compute_with_float32_parameters_follows_float32():
 
 @pytest.mark.parametrize("scan_layers", [False, True])
 def test_prefill_chunks_and_single_tokens_equal_the_full_forward_pass_far_past_the_window(scan_layers):
-    model, ids = make(scan_layers=scan_layers), tokens(length=40)
+    model, ids = make(TINY if scan_layers else SHORT, scan_layers=scan_layers), tokens(length=40)
     cache, parts = model.init_cache(2, 40), []
     for start, stop in [(0, 13), (13, 16), (16, 28), *((i, i + 1) for i in range(28, 40))]:
         logits, cache = run(model, ids[:, start:stop], cache=cache)
@@ -184,8 +185,8 @@ def test_logits_stay_inside_the_final_soft_cap():
 )
 def test_each_classical_mistake_moves_the_logits(change):
     """Past the window, so that a parity test at this length would notice; historical bugs of other implementations."""
-    graphdef, state = nnx.split(make())
-    wrong, _ = nnx.split(make(dataclasses.replace(TINY, **change)))
+    graphdef, state = nnx.split(make(SHORT))
+    wrong, _ = nnx.split(make(dataclasses.replace(SHORT, **change)))
     right = _run(graphdef, state, tokens(), {})
     assert float(jnp.abs(_run(wrong, state, tokens(), {}) - right).max()) > (
         1e-5 if "attn_logit_soft_cap" in change else 1e-2

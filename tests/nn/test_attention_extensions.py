@@ -158,7 +158,6 @@ def inputs(length=LENGTH):
 def test_biases_and_norms_come_before_the_rotation():
     module, (x, positions) = make_attention(), inputs()
     angles = rope_angles(positions, WIDTH, 10_000.0)
-    out, _ = module(x, angles, positions, None)
 
     def project(weight, bias):
         return jnp.einsum("btd,dnh->btnh", x, weight[...], precision="highest") + bias[...]
@@ -171,10 +170,15 @@ def test_biases_and_norms_come_before_the_rotation():
         sin, cos = angles[0][..., WIDTH // 2 :], angles[1][..., : WIDTH // 2]
         return jnp.concatenate([half[0] * cos - half[1] * sin, half[1] * cos + half[0] * sin], axis=-1)
 
-    query = rotated(normed(project(module.query, module.query_bias), module.query_norm))
-    key = rotated(normed(project(module.key, module.key_bias), module.key_norm))
-    mixed = with_sink_column(query, key, project(module.value, module.value_bias), module.sinks[...])
-    expected = jnp.einsum("btnh,nhd->btd", mixed, module.output[...], precision="highest") + module.output_bias[...]
+    @jax.jit
+    def both():
+        query = rotated(normed(project(module.query, module.query_bias), module.query_norm))
+        key = rotated(normed(project(module.key, module.key_bias), module.key_norm))
+        mixed = with_sink_column(query, key, project(module.value, module.value_bias), module.sinks[...])
+        output = jnp.einsum("btnh,nhd->btd", mixed, module.output[...], precision="highest")
+        return module(x, angles, positions, None)[0], output + module.output_bias[...]
+
+    out, expected = both()
     np.testing.assert_allclose(out, expected, atol=5e-5)
 
 

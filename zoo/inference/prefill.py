@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
@@ -51,7 +51,7 @@ def prefill_in_chunks(
     *,
     chunk: int,
     room: int = 0,
-    cache_dtype: jnp.dtype | None = None,
+    cache_dtype: DTypeLike | None = None,
     on_chunk: OnChunk | None = None,
 ) -> Prefilled:
     """Reads prompts in chunks of `chunk` tokens; a prompt that is shorter is read at once.

@@ -176,7 +176,7 @@ class Attention(nnx.Module):
         if cache.slot_axes or divided("length"):
             raise NotImplementedError("a cache divided among devices takes one token at a time after the first call")
         positions = jnp.broadcast_to(positions, query.shape[:2])
-        if self.sliding_window is None and self.implementation != "reference":
+        if self.sliding_window is None and self.implementation in (None, "xla"):
             return self._attend_piece(query, key, value, positions, stored, cache)
         if self.sliding_window is None:
             held = cache.write(key, value, stored).by_slot()

@@ -23,6 +23,8 @@ Kind = Literal["dense", "dropless", "capacity"]
 class SparseWorkload:
     """Mixtral 8x7B with every width divided by eight (4096, 14336, 32 heads, 32000 words), in two layers."""
 
+    title: str = "Mixtral 8x7B's widths divided by eight"
+    """What has these shapes."""
     embed_dim: int = 512
     """Model width D."""
     num_layers: int = 2
@@ -58,7 +60,21 @@ class SparseWorkload:
 
 
 FULL = SparseWorkload()
+SMALL = SparseWorkload(
+    title="the shapes of gemini-tiny-pro",
+    embed_dim=128,
+    num_layers=4,
+    num_heads=4,
+    num_kv_heads=4,
+    head_dim=32,
+    hidden_dim=192,
+    vocab_size=4096,
+    batch_size=8,
+    length=256,
+)
+"""What is trained on a CPU in minutes: at such widths much of a step is not arithmetic."""
 QUICK = SparseWorkload(
+    title="a small model",
     embed_dim=64,
     num_layers=2,
     num_heads=2,
@@ -70,7 +86,9 @@ QUICK = SparseWorkload(
     length=64,
     rounds=4,
 )
-SIZES = {"full": FULL, "quick": QUICK}
+SIZES = {"full": FULL, "small": SMALL, "quick": QUICK}
+MEASURED = ("full", "small")
+"""Sizes of a run that is not quick, in the order of the report."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.marks import all_but
-from zoo.kernels.grouped_matmul import dispatch, grouped_matmul
+from zoo.kernels.grouped_matmul import cpu, dispatch, grouped_matmul
 from zoo.kernels.grouped_matmul.gpu import Tile, gpu_outer, gpu_product
 from zoo.kernels.grouped_matmul.schedule import block_steps, tile_steps, with_rest
 from zoo.kernels.grouped_matmul.tpu import tpu_outer, tpu_product
@@ -96,6 +96,20 @@ def test_rows_of_no_group_may_hold_anything_and_get_zeros(implementation):
     assert_equal(found, expected(lhs, rhs, d_out, sizes), 2e-6)
     assert not np.asarray(found[0][held:]).any() and not np.asarray(found[1][held:]).any()
     assert not np.asarray(found[2][1]).any()
+
+
+def test_the_many_sizes_of_blocks_for_large_matrices_cover_every_row_once(monkeypatch):
+    monkeypatch.setattr(cpu, "LARGE", 1)
+    sizes = [1500, 0, 31, 447, 70]
+    lhs, rhs, d_out = arrays(2100, 5, 8, 16)
+    products = jax.jit(
+        lambda lhs, rhs, d_out, sizes: (
+            cpu.cpu_product(lhs, rhs, sizes),
+            cpu.cpu_product(d_out, rhs, sizes, transposed=True),
+            cpu.cpu_outer(lhs, d_out, sizes),
+        )
+    )
+    assert_equal(products(lhs, rhs, d_out, jnp.array(sizes, jnp.int32)), expected(lhs, rhs, d_out, sizes), 2e-6)
 
 
 @pytest.mark.slow

@@ -69,8 +69,8 @@ def _attend_blocks(query, positions, held: Held, filled, merged, *, scale: float
         key, value, key_positions = (
             jax.lax.dynamic_slice_in_dim(x, start, block, axis) for x, axis in zip(held, (3, 2, 1), strict=True)
         )
-        new = start + jnp.arange(block) >= number * block
-        mask = visible(positions, key_positions) & new
+        slot = start + jnp.arange(block)
+        mask = visible(positions, key_positions) & (slot >= number * block) & (slot < filled)
         key, value = key.swapaxes(2, 3).astype(query.dtype), value.astype(query.dtype)
         out, lse = attend_part(query, key, value, mask[:, None, None], scale, soft_cap)
         return _merge(merged, (out, jnp.where(jnp.isposinf(lse), NO_KEY, lse)))

@@ -1,10 +1,11 @@
 """The grouped products on CPU: group after group, in plain products of blocks of rows.
 
-A loop over the groups that have rows; within it, loops over blocks of 512 rows, then of 256, 128, ... so that every row
-is in one block and only the last block of a group, of 32 rows, is masked. Block after block reads and writes rows in
-place: no row is moved or padded, and the work is that of a dense product of as many rows. What was slower: a batched
+A loop over the groups that have rows; within it, loops over blocks of 512 rows, then of fewer and fewer, so that every
+row is in one block and only the last block of a group, of 32 rows, is masked. Block after block reads and writes rows
+in place: no row is moved or padded, and the work is that of a dense product of as many rows. What was slower: a batched
 product of padded blocks with copies of their matrices (0.5x of this), blocks of one size with a matrix each (0.9x),
-`jax.lax.ragged_dot`, which multiplies all rows with all matrices here (0.12x at 8 groups).
+`jax.lax.ragged_dot`, which multiplies all rows with all matrices here (0.12x at 8 groups), a `switch` over the sizes of
+blocks (0.7x: XLA:CPU copies all rows for a branch, and runs its element-wise work on one thread).
 """
 
 from collections.abc import Callable
@@ -19,25 +20,34 @@ ROWS = (512, 256, 128, 64, 32)
 OUTER_ROWS = (1024, 512, 256, 128, 64)
 """As `ROWS`, for gradients of matrices: every block reads and writes the sum of a whole matrix."""
 
+LARGE = 2**18
+"""Elements of a matrix from which on `MANY_ROWS` are worth their loops."""
+
+MANY_ROWS = (1024, 896, 768, 640, 512, 448, 384, 320, 256, 192, 128, 64, 32)
+"""As `ROWS`, for large matrices: most groups are two blocks. A block packs its matrix anew, which takes as long as 17
+rows of 512 x 1792 (measured), and a small matrix less than the loops that find nothing to do."""
+
 
 def cpu_product(
     lhs: Float[Array, "m k"], rhs: Float[Array, "g k n"], group_sizes: Int[Array, " g"], *, transposed: bool = False
 ) -> Float[Array, "m n"]:
     """See `grouped_matmul`; transposed: the matrices are [G, N, K]."""
     wide = jnp.promote_types(lhs.dtype, jnp.float32)
+    # Contracted as it lies: of `matrix.T`, XLA:CPU writes a copy for every group, and another one for every block.
+    contracted = (((1,), (1 if transposed else 0,)), ((), ()))
+    sizes = MANY_ROWS if rhs.shape[1] * rhs.shape[2] >= LARGE else ROWS
 
     def group(out, number, first, size):
         matrix = lax.dynamic_index_in_dim(rhs, number, keepdims=False).astype(wide)
-        matrix = matrix.T if transposed else matrix
 
         def block(out, rows, at, own):
             x = lax.dynamic_slice_in_dim(lhs, at, rows).astype(wide)
-            y = jnp.matmul(x, matrix, precision=lax.Precision.HIGHEST).astype(lhs.dtype)
+            y = lax.dot_general(x, matrix, contracted, precision=lax.Precision.HIGHEST).astype(lhs.dtype)
             if own is not None:
                 y = jnp.where(own, y, lax.dynamic_slice_in_dim(out, at, rows))
             return lax.dynamic_update_slice_in_dim(out, y, at, 0)
 
-        return _each_block(out, first, size, len(lhs), ROWS, block)
+        return _each_block(out, first, size, len(lhs), sizes, block)
 
     out = jnp.zeros((len(lhs), rhs.shape[1 if transposed else 2]), lhs.dtype)
     return _each_group(out, group_sizes, group) if len(lhs) else out
@@ -48,6 +58,7 @@ def cpu_outer(
 ) -> Float[Array, "g k n"]:
     """Per group the sum over its rows of lhs[m] rows[m]^T."""
     wide = jnp.promote_types(lhs.dtype, jnp.float32)
+    sizes = MANY_ROWS[:-1] if lhs.shape[1] * rows.shape[1] >= LARGE else OUTER_ROWS
 
     def group(out, number, first, size):
         def block(total, count, at, own):
@@ -56,7 +67,7 @@ def cpu_outer(
                 left, right = jnp.where(own, left, 0), jnp.where(own, right, 0)
             return total + jnp.matmul(left.T, right, precision=lax.Precision.HIGHEST)
 
-        total = _each_block(jnp.zeros(out.shape[1:], wide), first, size, len(lhs), OUTER_ROWS, block)
+        total = _each_block(jnp.zeros(out.shape[1:], wide), first, size, len(lhs), sizes, block)
         return lax.dynamic_update_index_in_dim(out, total.astype(out.dtype), number, 0)
 
     out = jnp.zeros((len(group_sizes), lhs.shape[1], rows.shape[1]), rows.dtype)
