@@ -83,7 +83,8 @@ def grey(pixels: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b h w 1"]:
 def save_classifier(model: DigitClassifier, path: Path) -> None:
     """One .npz file with an array for each parameter."""
     leaves = jax.tree.leaves(nnx.state(model))
-    np.savez(path, **{f"{number:03}": np.asarray(leaf) for number, leaf in enumerate(leaves)})
+    arrays: dict[str, Any] = {f"{number:03}": np.asarray(leaf) for number, leaf in enumerate(leaves)}
+    np.savez(path, **arrays)
 
 
 def load_classifier(path: Path) -> DigitClassifier:

@@ -177,7 +177,11 @@ def _statements(sources: Sources, config: DatasetsConfig) -> Iterator[tuple[str,
 def _texts(sources: Sources, config: DatasetsConfig) -> Iterator[tuple[str, Make]]:
     for split, most in (("train", config.texts), ("test", config.texts // 4)):
         for text in sources.texts[split][:most]:
-            yield split, lambda folder, text=text: {"content": [{"text": text}], "kind": "text"}
+
+            def make(folder: Path, text=text) -> dict[str, Any]:
+                return {"content": [{"text": text}], "kind": "text"}
+
+            yield split, make
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ other writers.)
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -20,8 +20,8 @@ PARTS = {"train": (0, 1, 2), "classifier": (3,), "test": (4,)}
 """Which of five images belong to which part."""
 
 
-def numbers_of(part: Literal["train", "classifier", "test"], count: int) -> np.ndarray:
-    """The numbers of a part's images."""
+def numbers_of(part: str, count: int) -> np.ndarray:
+    """The numbers of the images of a part, one of `PARTS`."""
     return np.flatnonzero(np.isin(np.arange(count) % 5, PARTS[part]))
 
 
@@ -127,7 +127,7 @@ def _pair(name: str, images: np.ndarray, labels: np.ndarray, numbers: np.ndarray
         files = [f"{name}_{place}.png" for place in "ab"]
         for file, number in zip(files, both, strict=True):
             write_png(folder / file, on_canvas(images[number]))
-        which, answer, other = _asked(*labels[list(both)], random)
+        which, answer, other = _asked(labels[both[0]], labels[both[1]], random)
         media = [{"image": file} for file in files]
         return record(media, f"Which digit came {which}?", answer, "pair", swapped=f" {other}")
 

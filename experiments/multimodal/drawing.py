@@ -22,7 +22,7 @@ def draw(
     words = MediaVocabulary(tokenizer.vocab_size, prepared.image_codes)
     asked = np.repeat(np.arange(10), each)
     prompts = [[tokenizer.bos_id, *tokenizer.encode(f"Draw a {WORDS[digit]}."), words.image_begin] for digit in asked]
-    tokens, mask = left_pad([np.array(prompt, np.int32) for prompt in prompts], tokenizer.pad_id)
+    tokens, mask = left_pad(prompts, tokenizer.pad_id)
     # Equal prompts of a batch get different samples (`row_keys`).
     ids = generate(
         model,

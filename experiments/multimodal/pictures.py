@@ -120,16 +120,16 @@ def draw_drawings(results: Results, out: Path, path: Path) -> None:
     another digit."""
     pyplot = _pyplot()
     result = next((r for r in results.runs if r.run.arm == JOINT and r.drawn), None)
-    figure, panel = pyplot.subplots(figsize=(10, 10))
+    copies = 1 if result is None else min(len(result.drawn) // 10, MOST_DRAWN)
+    figure, panel = pyplot.subplots(figsize=(10, copies + 0.8))
     if result is not None:
         with np.load(out / "runs" / f"{result.run.name}.npz") as found:
             images = found["images"]
         side, each = images.shape[1], len(images) // 10
-        shown = min(each, MOST_DRAWN)
-        grid = np.zeros((shown * (side + 4), 10 * (side + 4), 3), np.uint8)
+        grid = np.zeros((copies * (side + 4), 10 * (side + 4), 3), np.uint8)
         for number, image in enumerate(images):
             digit, copy = divmod(number, each)
-            if copy < shown:
+            if copy < copies:
                 colour = (40, 40, 40) if result.drawn[number] == digit else (220, 40, 40)
                 framed = np.full((side + 4, side + 4, 3), colour, np.uint8)
                 framed[2:-2, 2:-2] = image

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,8 @@ def prepare(out: Path, size: str, workload: Workload, shared: Path | None, say: 
     out.mkdir(parents=True, exist_ok=True)
     _check_same(out, size, workload, shared)
     data = out / "data"
-    config = DatasetsConfig(data, shared, **dict(workload.datasets))
+    changed: dict[str, Any] = dict(workload.datasets)
+    config = DatasetsConfig(data, shared, **changed)
     if not (out / "documents.json").is_file():
         say("documents")
         written = write_datasets(config)

@@ -9,14 +9,14 @@ import torch
 from transformers import CompileConfig, Gemma2ForCausalLM
 
 from experiments.speed.worker import matmul_rate, peak_bytes, serve, timed
-from experiments.speed.workload import FULL, QUICK, Workload
+from experiments.speed.workload import FULL, QUICK
 from zoo.training.optimizer import OptimizerConfig, is_decayed
 
 
 class Commands:
     """What the parent may ask for."""
 
-    def __init__(self, folder: Path, workload: Workload, compiled: bool):
+    def __init__(self, folder: Path, workload: Any, compiled: bool):
         self._folder, self._workload, self._compiled = folder, workload, compiled
         self._model: Any = None
         self._run: Any = None

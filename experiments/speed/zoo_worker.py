@@ -23,7 +23,7 @@ from zoo.training.step import jit_train_step, make_train_step
 class Trainer:
     """Model and optimizer in training."""
 
-    def __init__(self, model: nnx.Module, workload: Any, *, stochastic: bool = False):
+    def __init__(self, model: Any, workload: Any, *, stochastic: bool = False):
         """workload: its shapes and learning rate. stochastic: as for `make_train_step`."""
         config = OptimizerConfig(learning_rate=workload.learning_rate, schedule="constant", clip_norm=None)
         graphdef, params = nnx.split(model, nnx.Param)

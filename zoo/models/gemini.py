@@ -265,7 +265,7 @@ class Gemini(Decoder):
 
 # 1.5 Pro is a sparse mixture of experts, trained on several pods of 4,096 TPUs v4; how large was not published. Every
 # other layer is sparse and top-2 as in GLaM; 0.34 trillion parameters, 50 billion of them active. A device takes in no
-# more than 1.25 times the balanced load: with room for everything that 32 devices could send it, no chip has the memory.
+# more than 1.25 times the balanced load: no chip has the memory for everything that 32 devices could send it.
 GEMINI_PRO_LIKE = GeminiConfig(
     vocab_size=262_144,
     embed_dim=8192,

@@ -12,9 +12,10 @@ Features and codes lie on the unit sphere and have few dimensions (ViT-VQGAN, ar
 
 A codebook collapses when codes that lose once are never moved again. Revival moves exactly these, towards where
 features are badly served (drawn to the nearest feature of all, they crowd around the commonest one, such as that of
-blank paper, and split it). It is a gradient like any other, so that the training step needs no state beside the parameters (codes
-that are re-initialised or averaged would; for the same end arXiv 2307.15139 moves unused codes to features of the
-batch). How evenly codes are used is their perplexity, exp(-sum_k p_k log p_k): at most the number of codes.
+blank paper, and split it). It is a gradient like any other, so that the training step needs no state beside the
+parameters (codes that are re-initialised or averaged would; for the same end arXiv 2307.15139 moves unused codes to
+features of the batch). How evenly codes are used is their perplexity, exp(-sum_k p_k log p_k): at most the number of
+codes.
 """
 
 from typing import NamedTuple
@@ -26,7 +27,6 @@ from jaxtyping import Array, Float, Float32, Int32
 
 from zoo.nn.execution import Execution
 from zoo.nn.parameters import parameter
-
 
 CODEBOOK_LENGTH = 0.1
 """Length of an entry's parameters at the beginning. Only their direction is read, so that an optimizer whose steps have

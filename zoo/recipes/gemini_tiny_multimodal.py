@@ -2,7 +2,7 @@
 
     python -m experiments.multimodal.datasets runs/multimodal-data --shared SHARED
     python -m zoo.train image-vq --data runs/multimodal-data/draw/train.jsonl --run-dir runs/multimodal-vq \\
-        --model.patch-size 8 --data.media.patch-size 8 --data.media.max-patches 16 --steps 500
+        --model.patch-size 8 --data.media.patch-size 8 --data.media.max-patches 16 --steps 700
     python -m zoo.train gemini-tiny-multimodal --data 'runs/multimodal-data/*/train.jsonl' \\
         --data.media.image-tokenizer runs/multimodal-vq
 

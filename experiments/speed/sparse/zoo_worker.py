@@ -1,6 +1,7 @@
 """The zoo's side: its training step, with dense layers or with experts, without drops or of fixed capacity."""
 
 import sys
+from typing import Any
 
 from experiments.speed.sparse.workload import SIZES, Kind, SparseWorkload, model_of
 from experiments.speed.worker import peak_bytes, serve, timed
@@ -36,6 +37,7 @@ class Commands:
 
 
 def main() -> None:
+    kind: Any
     kind, size = sys.argv[1:]
     commands = Commands(kind, SIZES[size])
     serve({name: getattr(commands, name) for name in ("losses", "train", "peak_memory", "matmul", "routing")})
