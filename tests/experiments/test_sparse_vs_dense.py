@@ -45,7 +45,7 @@ def test_all_arms_do_the_same_arithmetic_but_for_the_router(workload):
 def test_run_i_of_every_arm_reads_the_same_tokens_in_the_same_order():
     listed = arms.comparison(arms.FULL, {arms.DENSE: 1e-2, arms.SPARSE: 2e-2})
     assert len({run.name for run in listed}) == len(listed) == sum(count for _, count in arms.FULL.seeds)
-    first = [arms.recipe_of(run, arms.FULL, (), None, "x") for run in listed if run.seed == 1]
+    first = [arms.recipe_of(run, arms.FULL, (), None, "x") for run in listed if run.seed == 0]
     assert len({str(recipe.data) for recipe in first}) == 1 and len(first) == 5
     assert {recipe.optimizer.learning_rate for recipe in first} == {1e-2, 2e-2}
 
