@@ -2,9 +2,7 @@
 
 import datetime
 import os
-import subprocess
 import sys
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,6 +11,7 @@ from experiments.multimodal.arms import FULL, JOINT, QUICK, Run, Workload, recip
 from experiments.multimodal.prepare import REPOSITORY, Prepared, environment, prepare
 from experiments.multimodal.tasks import HeldOut, majority
 from experiments.multimodal.worker import Result, read_result
+from experiments.runs import run_in_process, say
 from zoo.command_line import parse_command
 from zoo.data import load_tokenizer
 from zoo.errors import UserError, run_command
@@ -86,22 +85,10 @@ def _tests(out: Path, workload: Workload, prepared: Prepared) -> HeldOut:
 
 def train(run: Run, size: str, out: Path, path: Path) -> None:
     """One run in a process of its own; its output goes to a log beside the result."""
-    began, log = time.time(), path.with_suffix(".log")
     arguments = [size, run.arm, str(run.seed), str(out), str(path)]
     # Programs of one seed are compiled once for all seeds.
     cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), **environment()}
-    with open(log, "a") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.multimodal.worker", *arguments],
-            env=cache,
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        raise UserError(
-            f"{run.name} ended with exit code {done.returncode}; {log} says why. Run the same command again"
-        )
-    say(f"  {time.time() - began:.0f} s")
+    run_in_process(run.name, "experiments.multimodal.worker", arguments, path.with_suffix(".log"), cache)
 
 
 def publish(results: report.Results, out: Path, to: Path | None) -> None:
@@ -120,11 +107,6 @@ def publish(results: report.Results, out: Path, to: Path | None) -> None:
         to.write_text(report.write_report(results, names))
         written.append(to)
     print("\nwrote", ", ".join(map(str, written)))
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from experiments.aim import Aim
+from experiments.interval import Interval, interval
 from experiments.multimodal.arms import JOINT, SINGLES, TEXT_ONLY
 from experiments.multimodal.worker import Result
-from experiments.sparse_vs_dense.findings import Interval, interval
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from experiments.quantisation import pictures, report, seed
 from experiments.quantisation.kinds import FULL, INT4, INT8, QUICK, Workload
 from experiments.quantisation.programs import measure_memory, measure_speed
 from experiments.quantisation.sizes import preset_sizes
+from experiments.runs import say
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
@@ -85,11 +86,6 @@ def publish(results: report.Results, out: Path, to: Path | None) -> None:
         to.write_text(report.write_report(results, picture.name))
         written.append(to)
     print("\nwrote", ", ".join(map(str, written)))
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
 
 
 if __name__ == "__main__":

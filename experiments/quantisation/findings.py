@@ -4,11 +4,11 @@ import dataclasses
 from collections.abc import Sequence
 
 from experiments.aim import Aim
+from experiments.interval import Interval, interval
 from experiments.quantisation.kinds import BFLOAT16, INT4, INT8, PACKINGS
 from experiments.quantisation.programs import Memory
 from experiments.quantisation.seed import SeedResult
 from experiments.quantisation.sizes import Size
-from experiments.sparse_vs_dense.findings import Interval, interval
 
 LARGEST_INCREASE = {INT8: 0.1, INT4: 2.0}
 """Percent of perplexity against bfloat16: goals of our own, the reports name none."""

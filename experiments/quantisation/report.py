@@ -4,7 +4,8 @@ import os
 import statistics
 from dataclasses import dataclass
 
-from experiments.quantisation.findings import above_formula, aims, increase, interval, kinds_of, percent, unpacked_bytes
+from experiments.interval import interval
+from experiments.quantisation.findings import above_formula, aims, increase, kinds_of, percent, unpacked_bytes
 from experiments.quantisation.kinds import BFLOAT16, FLOAT32, INT4, PACKINGS, Workload, model_of
 from experiments.quantisation.programs import Memory, Speed, median_ratio, timed_model_of
 from experiments.quantisation.seed import SeedResult

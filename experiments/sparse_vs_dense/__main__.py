@@ -3,12 +3,11 @@
 import datetime
 import json
 import os
-import subprocess
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.runs import run_in_process, say
 from experiments.sparse_vs_dense import findings, pictures, report
 from experiments.sparse_vs_dense.arms import DENSE, FULL, QUICK, SPARSE, Run, Workload, comparison, recipe_of, sweep
 from experiments.sparse_vs_dense.worker import Result, read_result
@@ -95,20 +94,9 @@ def prepare(out: Path, workload: Workload, data: tuple[str, ...]) -> str:
 
 def train(run: Run, size: str, path: Path, tokenizer: Path, data: tuple[str, ...]) -> None:
     """One run in a process of its own; its output goes to a log beside the result."""
-    began, log = time.time(), path.with_suffix(".log")
     arguments = [size, json.dumps(asdict(run)), str(path), str(tokenizer), *data]
-    with open(log, "a") as file:
-        done = subprocess.run(
-            [sys.executable, "-m", "experiments.sparse_vs_dense.worker", *arguments],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])},
-            stdout=file,
-            stderr=subprocess.STDOUT,
-        )
-    if done.returncode:
-        raise UserError(
-            f"{run.name} ended with exit code {done.returncode}; {log} says why. Run the same command again"
-        )
-    say(f"  {time.time() - began:.0f} s")
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])}
+    run_in_process(run.name, "experiments.sparse_vs_dense.worker", arguments, path.with_suffix(".log"), here)
 
 
 def publish(results: report.Results, out: Path, to: Path | None) -> None:
@@ -127,11 +115,6 @@ def publish(results: report.Results, out: Path, to: Path | None) -> None:
         to.write_text(report.write_report(results, names))
         written.append(to)
     print("\nwrote", ", ".join(map(str, written)))
-
-
-def say(text: str) -> None:
-    """A line of progress."""
-    print(f"[{datetime.datetime.now():%H:%M:%S}] {text}", flush=True)
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.interval import interval
 from experiments.sparse_vs_dense.arms import CAPACITY, DENSE, NO_BALANCING, NO_Z_LOSS, SPARSE
-from experiments.sparse_vs_dense.findings import by_arm, interval
+from experiments.sparse_vs_dense.findings import by_arm
 from experiments.sparse_vs_dense.worker import Result
 
 COLOURS = {

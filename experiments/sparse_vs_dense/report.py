@@ -4,6 +4,7 @@ import os
 import statistics
 from dataclasses import dataclass
 
+from experiments.interval import interval
 from experiments.sparse_vs_dense.arms import CAPACITY, DENSE, NO_BALANCING, NO_Z_LOSS, SPARSE, Workload
 from experiments.sparse_vs_dense.findings import (
     Aim,
@@ -12,7 +13,6 @@ from experiments.sparse_vs_dense.findings import (
     by_arm,
     final_loss,
     idle_experts,
-    interval,
     paired,
     steps_to_reach,
     unevenness,

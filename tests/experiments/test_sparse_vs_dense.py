@@ -5,6 +5,7 @@ from dataclasses import asdict, replace
 
 import pytest
 
+from experiments.interval import interval
 from experiments.sparse_vs_dense import arms, findings, report
 from experiments.sparse_vs_dense.worker import Result, read_result, write_result
 
@@ -51,9 +52,9 @@ def test_run_i_of_every_arm_reads_the_same_tokens_in_the_same_order():
 
 
 def test_the_interval_is_students():
-    found = findings.interval([1.0, 2.0, 3.0])
+    found = interval([1.0, 2.0, 3.0])
     assert found.mean == 2.0 and found.half == pytest.approx(4.303 / 3**0.5)
-    assert findings.interval([1.0]).half == float("inf")
+    assert interval([1.0]).half == float("inf")
 
 
 def test_intervals_that_touch_do_not_count_as_ahead():
