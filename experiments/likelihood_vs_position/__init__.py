@@ -1,0 +1,1 @@
+"""Negative log-likelihood against position on long texts, and its power law: see README.md."""
