@@ -12,8 +12,13 @@ from zoo.errors import UserError
 from zoo.inference import Sampling, generate, left_pad
 from zoo.inference.model import LanguageModel
 
-LENGTH_STEP = 64
-"""Prompts are padded to a multiple of this, so that those of similar length share a compiled program."""
+SHORTEST = 64
+"""Prompts are padded to this length or to one of two in every octave above it (96, 128, 192 ..), so that few programs
+are compiled."""
+MOST_TOKENS = 2**16
+"""Of the padded prompts that are answered together, if one of them alone does not have more."""
+CHUNK = 1024
+"""Prompts of more than two of these are read in pieces of so many tokens."""
 
 
 def answer(
@@ -41,8 +46,10 @@ def answer(
         )
     stops = _stop_tokens(tokenizer, chat)
     answers = [""] * len(prompts)
-    for rows in _batches([len(row) for row in ids], batch_size):
-        tokens, mask = left_pad([ids[row] for row in rows], model.config.pad_token_id, LENGTH_STEP)
+    for rows, length in batches([len(row) for row in ids], batch_size):
+        # Rows that fill a batch up are copies of the last one.
+        filled = rows + rows[-1:] * (power_of_two(len(rows)) - len(rows))
+        tokens, mask = left_pad([ids[row] for row in filled], model.config.pad_token_id, length)
         drawn = generate(
             model,
             tokens,
@@ -52,6 +59,7 @@ def answer(
             stop_tokens=stops,
             seed=seed,
             pad_id=model.config.pad_token_id,
+            prefill_chunk=CHUNK if length > 2 * CHUNK else None,
         )
         for row, new in zip(rows, np.asarray(drawn)):
             answers[row] = first_line(tokenizer.decode(new.tolist()))
@@ -70,8 +78,24 @@ def _stop_tokens(tokenizer: Tokenizer, chat: bool) -> tuple[int, ...]:
     return tuple(sorted(end for end in ends if end is not None))
 
 
-def _batches(lengths: Sequence[int], size: int) -> Iterator[list[int]]:
-    """Rows of similar length together."""
-    order = sorted(range(len(lengths)), key=lambda row: lengths[row])
-    for first in range(0, len(order), size):
-        yield order[first : first + size]
+def batches(lengths: Sequence[int], size: int) -> Iterator[tuple[list[int], int]]:
+    """(rows, the length that they are padded to): rows of similar length together, at most `size` of them (a power
+    of two), and fewer where they are so long that they would have more than MOST_TOKENS."""
+    padded = [padded_length(length) for length in lengths]
+    for length in sorted(set(padded)):
+        rows = [row for row, found in enumerate(padded) if found == length]
+        most = 1 << (max(1, min(size, MOST_TOKENS // length)).bit_length() - 1)
+        for first in range(0, len(rows), most):
+            yield rows[first : first + most], length
+
+
+def padded_length(length: int) -> int:
+    """The next of 64, 96, 128, 192, 256, 384, 512 and so on."""
+    length = max(length, SHORTEST)
+    step = 1 << ((length - 1).bit_length() - 2)
+    return -(-length // step) * step
+
+
+def power_of_two(number: int) -> int:
+    """The next one."""
+    return 1 << (number - 1).bit_length()

@@ -54,8 +54,9 @@ def grammar_text(book: Book, examples: bool = True) -> str:
 
 
 def word_list_text(book: Book) -> str:
-    """The word list as the book has it."""
-    return "\n".join([f"Words of {book.name}", *(f"{english} = {word}" for english, word in book.words)]) + "\n"
+    """The word list as the book has it. A space is before the English word, as in a sentence, so that it is the same
+    token."""
+    return "\n".join([f"Words of {book.name}", *(f"* {english} = {word}" for english, word in book.words)]) + "\n"
 
 
 def read_book(text: str) -> Language:
@@ -70,7 +71,7 @@ def read_book(text: str) -> Language:
         elif line.startswith("- "):
             found |= _read_rule(line.removeprefix("- "))
         elif " = " in line:
-            english, _, word = line.partition(" = ")
+            english, _, word = line.removeprefix("* ").partition(" = ")
             words.append((english, _PART_OF[english], word))
     if missing := [field.name for field in fields(Grammar) if field.name not in found]:
         raise ValueError(f"the book does not say: {', '.join(missing)}")

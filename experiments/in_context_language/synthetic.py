@@ -4,10 +4,10 @@ A document is a book, or parts of it, example sentences, and sentences to be tra
 
     A grammar of Poba ...   Words of Poba ...   Sentences: English: ... Poba: ...   Translate: English: ... Poba: ...
 
-tokenizer/ keeps English words whole and spells the made-up ones, so that stems and affixes are written alike wherever
-they stand. train.jsonl holds documents for `zoo.train` (data.format=interleaved data.packing=first_fit): each with
-another language and other parts, so that no part can be relied on, and with loss on translations only. test.jsonl holds
-the prompts of unseen languages, a line for each.
+tokenizer/ has English words whole and spells the made-up ones letter by letter (`spelling.py`). train.jsonl holds
+documents for `zoo.train` (data.format=interleaved data.packing=first_fit): each with another language and other parts,
+so that no part can be relied on, and with loss on translations only. test.jsonl holds the prompts of unseen languages,
+a line for each.
 """
 
 import json
@@ -30,8 +30,8 @@ from experiments.in_context_language.materials import Entry, Material, Pair
 from experiments.in_context_language.prompts import DIRECTIONS, Count, Direction, Prompt, Section, cut_sections
 from experiments.in_context_language.rules import RULES
 from experiments.in_context_language.speech import speak
+from experiments.in_context_language.spelling import make_tokenizer
 from zoo.command_line import parse_command
-from zoo.data import train_tokenizer
 from zoo.errors import UserError, nearest_name, run_command
 
 CONTEXTS: dict[str, tuple[str, ...]] = {
@@ -166,8 +166,6 @@ class SyntheticConfig:
     """Whether the translations of example sentences count in training."""
     vocabulary: Vocabulary = Vocabulary()
     """Words of a language."""
-    vocab_size: int = 768
-    """Tokens of the tokenizer."""
     seed: int = 0
     """Of what each training document holds; language i is that of seed + i."""
 
@@ -175,7 +173,7 @@ class SyntheticConfig:
 def write_synthetic(config: SyntheticConfig) -> dict[str, Path]:
     """Writes the tokenizer, train.jsonl and test.jsonl, and returns where the files are."""
     config.folder.mkdir(parents=True, exist_ok=True)
-    train_tokenizer(english_texts(), config.vocab_size).save(config.folder / "tokenizer")
+    make_tokenizer(english_texts()).save(config.folder / "tokenizer")
     paths = {split: config.folder / f"{split}.jsonl" for split in ("train", "test")}
     for split, lines in (("train", train_records(config)), ("test", test_prompts(config))):
         with open(paths[split], "w", encoding="utf-8") as file:
@@ -208,16 +206,18 @@ def test_prompts(config: SyntheticConfig) -> Iterator[dict[str, Any]]:
 
 
 def english_texts(seed: int = 0) -> Iterator[str]:
-    """What documents are made of but for the made-up words: for a tokenizer that has no pieces of these."""
+    """What documents are made of but for the made-up words, each text a line: every form of every English word, every
+    wording of a rule, headings and letters."""
     generator = random.Random(f"tokenizer {seed}")
     for _ in range(3000):
-        yield f"English: {write(draw_sentence(generator, ENGLISH))}\n"
-    wordings = [wording for rule in RULES for _, pair in rule.statements for wording in pair]
-    headings = ['  For example, "the" is "the".', "A grammar of", "Words of", "Sentences of", HEAD.strip()]
-    words = [f"{word} = " for group in ENGLISH.values() for word in group]
-    letters = " ".join(string.ascii_lowercase)
-    for text in (*wordings, *headings * 5, *words, letters, letters.upper()):
-        yield f"- {re.sub(FORM, ' ', text)}\n" * 20
+        yield f"English: {write(draw_sentence(generator, ENGLISH))}"
+    for rule in RULES:
+        for _, wordings in rule.statements:
+            yield from (f"- {re.sub(FORM, ' ', wording)}" for wording in wordings)
+    yield from (f"* {word} =" for words in ENGLISH.values() for word in words)
+    yield from ("A grammar of", "Words of", "Sentences of", HEAD)
+    yield '  For example, "the" is "the".'
+    yield string.ascii_lowercase[0] + " " + " ".join(string.ascii_letters)
 
 
 FORM = r"\{\w+\}"
