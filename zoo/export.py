@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from zoo.interop import load, read_config
     from zoo.interop.architectures import architecture_of, find_architecture
     from zoo.interop.new_folder import check_destination
-    from zoo.models import Decoder
+    from zoo.models import Bert, Decoder
 
     check_destination(options.out, overwrite=options.overwrite, source=options.checkpoint)
     config = read_config(options.checkpoint)
@@ -86,7 +86,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {options.out} ({size / 1e6:.1f} MB, {options.format}) from {options.checkpoint} ({loaded.source})")
     opening = _OPENING[options.format].format(path=str(options.out))
     is_decoder = isinstance(loaded.model, Decoder)
-    print(f"open it with {opening if is_decoder else opening.replace('AutoModelForCausalLM', 'AutoModel')}")
+    if not is_decoder:
+        masked = isinstance(loaded.model, Bert) and loaded.config.head == "masked_lm"
+        opening = opening.replace("AutoModelForCausalLM", "AutoModelForMaskedLM" if masked else "AutoModel")
+    print(f"open it with {opening}")
     if is_decoder and loaded.tokenizer_folder is None:
         print("the checkpoint has no tokenizer, so the export has none", file=sys.stderr)
 

@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = replace(resolve_model(chosen), needs_data=False)
     if chosen.trains_images:
         raise UserError(f"{chosen.name} trains a tokenizer of images; plans are made of decoders")
+    if chosen.trains_masked:
+        raise UserError(f"{chosen.name} trains a model that guesses masked tokens; plans are made of decoders")
     if program not in PROGRAMS:
         raise UserError(f"unknown --program {program!r}: {nearest_name(program, PROGRAMS)}")
     if topology_name is None:

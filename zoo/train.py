@@ -24,6 +24,7 @@ from zoo.recipes.command_line import parse_recipe, take_flag
 from zoo.recipes.console import replay_mismatch_in_one_line, say, show_logs
 from zoo.recipes.image_report import image_report
 from zoo.recipes.image_tokens import image_encoder
+from zoo.recipes.masked_tokens import masked_report
 from zoo.recipes.program import training_program
 from zoo.recipes.recipe import same_on_all_processes
 from zoo.recipes.report import comparison, draw_losses, opening, sample_text, show_goodput, what_next
@@ -112,7 +113,7 @@ def train(recipe: Recipe, began: float) -> None:
         say(opening(recipe, mesh, corpus, tokenizer, first_step))
 
         # ---- loop
-        token_bytes = None if recipe.trains_images else tokenizer.token_bytes()
+        token_bytes = None if recipe.trains_images or recipe.trains_masked else tokenizer.token_bytes()
         evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, token_bytes)
         goodput = Goodput(run, first_step=first_step, began=began, last_written=last_step(run / "metrics.jsonl"))
         record = open_record(
@@ -154,6 +155,10 @@ def train(recipe: Recipe, began: float) -> None:
         return
     if recipe.trains_images:
         say(f"\n{image_report(recipe, program.model.graphdef, outcome.state.params, held_out, mesh)}")
+        return
+    if recipe.trains_masked:
+        found = outcome.validation or evaluate(outcome.state.params)
+        say(f"\n{masked_report(recipe, found, corpus, tokenizer, held_out)}")
         return
     frequencies = baselines(corpus, tokenizer, held_out) if held_out else None
     say(f"\n{comparison(outcome.validation or evaluate(outcome.state.params), frequencies)}")

@@ -125,7 +125,7 @@ def test_a_damaged_model_file_is_refused_with_its_name(tokenizer, tmp_path, data
     [
         ("missing.model", "missing.model: cannot be read: No such file"),
         ("folder", "folder: neither tokenizer.model nor tokenizer.json"),
-        ("vocab.txt", "vocab.txt: a tokenizer is a .model"),
+        ("vocab.bin", "vocab.bin: a tokenizer is a .model"),
     ],
 )
 def test_a_path_without_a_tokenizer_is_refused(tmp_path, name, reason):

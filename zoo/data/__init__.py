@@ -3,7 +3,7 @@
 `open_corpus` -> `tokenizer_for` -> `train_dataset` / `validation_dataset` -> `Batch` (numpy arrays).
 """
 
-from zoo.data.baselines import Baselines, baselines, batch_bytes
+from zoo.data.baselines import Baselines, Unigram, baselines, batch_bytes, unigram
 from zoo.data.batch import Batch
 from zoo.data.chat import Conversation, Message, render_chat
 from zoo.data.config import DataConfig
@@ -18,10 +18,12 @@ from zoo.data.rendering import EncodeImage, load_media_prompt
 from zoo.data.sentencepiece_tokenizer import train_tokenizer
 from zoo.data.streams import TrainBatches, epochs_begun, train_batches
 from zoo.data.tokenizer import Tokenizer
-from zoo.data.tokenizer_files import load_tokenizer, tokenizer_for
+from zoo.data.tokenizer_files import TOKENIZER_FILES, load_tokenizer, tokenizer_for
 from zoo.data.vocabulary import MediaVocabulary
+from zoo.data.wordpiece_tokenizer import train_wordpiece
 
 __all__ = [
+    "TOKENIZER_FILES",
     "AudioClips",
     "BadMedia",
     "Baselines",
@@ -41,6 +43,7 @@ __all__ = [
     "Part",
     "Tokenizer",
     "TrainBatches",
+    "Unigram",
     "baselines",
     "batch_bytes",
     "epochs_begun",
@@ -55,5 +58,7 @@ __all__ = [
     "train_batches",
     "train_dataset",
     "train_tokenizer",
+    "train_wordpiece",
+    "unigram",
     "validation_dataset",
 ]

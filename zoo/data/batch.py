@@ -20,7 +20,8 @@ class Batch:
     """What the model reads."""
 
     targets: Int32[Array, "batch length"]
-    """The token that follows in the same document, also where the document goes on in another row."""
+    """The token that follows in the same document, also where the document goes on in another row. Of masked tokens
+    (`DataConfig.format`): the token itself."""
 
     positions: Int32[Array, "batch length"]
     """Position within the segment."""
@@ -29,7 +30,8 @@ class Batch:
     """Which segment of the row a token belongs to; 0 is padding."""
 
     loss_weights: Float32[Array, "batch length"]
-    """1 where the prediction of `targets` counts, else 0. Their sum is the number of predicted tokens."""
+    """1 where the prediction of `targets` counts, else 0. Their sum is the number of predicted tokens. Of masked
+    tokens: 1 where one may be masked."""
 
     media: Any = None
     """Inputs of other modalities (`zoo.data.Media`), or None."""

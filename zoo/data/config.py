@@ -22,9 +22,10 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """One weight for each path: the share of training rows that comes from it. Empty: every document once an epoch."""
 
-    format: Literal["text", "chat", "interleaved"] = "text"
+    format: Literal["text", "chat", "interleaved", "masked"] = "text"
     """text: documents to be continued. chat: JSONL conversations, loss on the model's turns only. interleaved: JSONL
-    documents of texts, images, recordings and videos (`zoo/data/interleaved.py` says how they are written)."""
+    documents of texts, images, recordings and videos (`zoo/data/interleaved.py` says how they are written). masked:
+    documents of which a model like BERT guesses masked tokens."""
 
     media: MediaConfig = MediaConfig()
     """The media of interleaved documents."""
@@ -33,8 +34,8 @@ class DataConfig:
     """The field of a .jsonl object, or the column of a .parquet file, that holds the text."""
 
     tokenizer: str | None = None
-    """A tokenizer.model or tokenizer.json, or a folder that holds one. None: one is trained on the training
-    documents."""
+    """A tokenizer.model, tokenizer.json or vocab.txt, or a folder that holds one. None: one is trained on the training
+    documents, SentencePiece, or WordPiece for the format masked."""
 
     vocab_size: int = 4096
     """Number of tokens of the tokenizer that is trained when `tokenizer` is None."""
@@ -79,7 +80,7 @@ class DataConfig:
         # Lists are what JSON and command lines give.
         object.__setattr__(self, "paths", tuple(self.paths))
         object.__setattr__(self, "weights", tuple(self.weights))
-        _choice("format", self.format, ("text", "chat", "interleaved"))
+        _choice("format", self.format, ("text", "chat", "interleaved", "masked"))
         _choice("packing", self.packing, ("concat", "first_fit"))
         if self.format == "interleaved" and self.packing != "first_fit":
             raise UserError("format 'interleaved' needs packing 'first_fit': a document's media stay in one row")

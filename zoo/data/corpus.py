@@ -115,7 +115,7 @@ def open_corpus(config: DataConfig) -> Corpus:
 
     A document belongs to validation if a hash of (validation_seed, file name, number in the file) falls below
     `validation_fraction`: adding files moves no other document. Raises `UserError` for whatever cannot be read."""
-    if config.format != "text" and not config.paths:
+    if config.format in ("chat", "interleaved") and not config.paths:
         what = {"chat": "conversations", "interleaved": "documents"}[config.format]
         raise UserError(f"format {config.format!r} needs paths of .jsonl {what}; there is no default corpus for it")
     parse: Parse = parse_conversation if config.format == "chat" else text_of(config.text_field)

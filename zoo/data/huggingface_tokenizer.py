@@ -85,7 +85,11 @@ class HuggingFaceTokenizer(Tokenizer):
     def _control(self) -> dict[str, int]:
         added = self._tokenizer.get_added_tokens_decoder()
         turns = (START_OF_TURN, END_OF_TURN)
-        return {token.content: id for id, token in added.items() if token.special or token.content in turns}
+        names = {token.content: id for id, token in added.items() if token.special or token.content in turns}
+        model = json.loads(self._tokenizer.to_str())["model"]
+        if model["type"] == "WordPiece":  # words that it does not know are read as this one: that is no mistake
+            names.pop(model["unk_token"], None)
+        return names
 
     def _spell(self, character: str) -> list[int]:
         try:

@@ -15,7 +15,7 @@ from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus, DocumentView
 from zoo.data.media import LeftOut
 from zoo.data.media_packing import MediaPredictions, make_media_batch, media_lengths, packing_bins
-from zoo.data.packing import make_batch, packed_rows, predictions
+from zoo.data.packing import make_batch, packed_rows, predictions_of
 from zoo.data.rendering import EncodeImage
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import UserError
@@ -112,7 +112,7 @@ def epochs_read(state: dict[str, Any], corpus: Corpus, streams: int = 1) -> floa
 def _to_predictions(left_out: LeftOut, count: int, tokenizer, config: DataConfig, encode_image: EncodeImage | None):
     if config.format == "interleaved":
         return MediaPredictions(tokenizer, config, left_out, count, encode_image)
-    return functools.partial(predictions, tokenizer=tokenizer)
+    return functools.partial(predictions_of(config.format), tokenizer=tokenizer)
 
 
 def _packed(documents: grain.IterDataset, config: DataConfig, seed: int | None) -> grain.IterDataset:

@@ -4,10 +4,13 @@ A tokenised document is a list of *predictions*: with ids = <bos> d1 .. dn <eos>
 ids[i], target ids[i+1], weight). Packers move triples about, never tokens, so wherever a document is cut its last
 input keeps its target, and the weights of all rows sum to the number of predicted tokens. <eos> is a target only.
 
+For masked tokens they are the n + 2 triples (ids[i], ids[i], weight): a model reads <eos> too, and guesses what stands
+where it is.
+
 A document that goes on in another row, or in another piece, begins a new segment there, at position 0.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import grain
@@ -19,6 +22,7 @@ from zoo.data.chat import render_for_training
 from zoo.data.interleaved import Interleaved
 from zoo.data.rendering import render_text
 from zoo.data.tokenizer import Tokenizer
+from zoo.data.wordpiece_tokenizer import UNKNOWN
 
 PREDICTIONS = "predictions"
 PACKING_BINS = 64  # rows that first-fit fills at a time; 64 leave 5-10 % padding
@@ -35,6 +39,20 @@ def predictions(document: Any, tokenizer: Tokenizer) -> dict[str, Int32[np.ndarr
     else:
         ids, weights = (np.array(values, np.int32) for values in render_for_training(document, tokenizer))
     return {PREDICTIONS: np.stack([ids[:-1], ids[1:], weights[1:]], axis=1)}
+
+
+def masked_predictions(document: str, tokenizer: Tokenizer) -> dict[str, Int32[np.ndarray, "n 3"]]:
+    """The (input, target, weight) triples of a text whose tokens are to be guessed where they are masked: every token
+    is its own target, of weight 0 if it is never masked (BOS, EOS and the unknown token)."""
+    ids = np.array(tokenizer.encode(document, bos=True, eos=True), np.int32)
+    never = [tokenizer.bos_id, tokenizer.eos_id, tokenizer.pad_id, tokenizer.id_of(UNKNOWN)]
+    weights = ~np.isin(ids, [id for id in never if id is not None])
+    return {PREDICTIONS: np.stack([ids, ids, weights.astype(np.int32)], axis=1)}
+
+
+def predictions_of(format: str) -> Callable[..., dict[str, Int32[np.ndarray, "n 3"]]]:
+    """The function `(document, tokenizer) -> triples` for a format (`DataConfig.format`)."""
+    return masked_predictions if format == "masked" else predictions
 
 
 def packed_rows(

@@ -26,7 +26,9 @@ class Architecture:
     repeats: Mapping[str, str] = field(default_factory=dict)
     """Stored tensors that may be there and must repeat another one (the head of a model whose head is tied)."""
     ignored: tuple[str, ...] = ()
-    """Regular expressions of stored tensors that hold nothing learned."""
+    """Regular expressions of stored tensors that hold nothing learned, or that the class of config.json has not."""
+    old_endings: Mapping[str, str] = field(default_factory=dict)
+    """Endings of tensors' names in files of older software, and what stands for them in today's."""
     counters: Callable[[Any], tuple[str, ...]] = lambda _: ()
     """(our config) -> stored int64 scalars among those, which transformers misses where they are not: written as 0."""
     padded_rows: frozenset[int] = frozenset()

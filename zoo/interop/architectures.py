@@ -5,6 +5,7 @@ from typing import Any
 
 from zoo.errors import UserError
 from zoo.interop.architecture import Architecture
+from zoo.interop.bert_names import BERT
 from zoo.interop.gemma2_config import gemma2_from_huggingface, gemma2_to_huggingface
 from zoo.interop.gemma2_names import HUGGINGFACE_HEAD, PADDED_ROWS, axis_sizes, huggingface_places
 from zoo.interop.gemma3n_audio_names import GEMMA3N_AUDIO
@@ -33,6 +34,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "mixtral": MIXTRAL,
     "qwen3_moe": QWEN3_MOE,
     "gpt_oss": GPT_OSS,
+    "bert": BERT,
     "siglip_vision_model": SIGLIP,
     "gemma3n_audio": GEMMA3N_AUDIO,
     "whisper": WHISPER,

@@ -56,6 +56,13 @@ class ConfigFields:
             self.refuse(key, "is not supported: it must be a number above 0")
         return float(value)
 
+    def fraction(self, key: str) -> float:
+        """A number from 0 to below 1."""
+        value = self.required(key)
+        if not _is_number(value) or not 0 <= value < 1:
+            self.refuse(key, "is not supported: it must be a number from 0 to below 1")
+        return float(value)
+
     def positive_or_none(self, key: str) -> float | None:
         """A finite number above zero, or null."""
         return None if self.required(key) is None else self.positive(key)

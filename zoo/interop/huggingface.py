@@ -35,6 +35,7 @@ CARRIED_FILES = (
     "added_tokens.json",
     "generation_config.json",
     "chat_template.jinja",
+    "vocab.txt",
 )
 """Files beside the weights that an export takes along unchanged."""
 
@@ -43,7 +44,7 @@ EMBEDDING = "embedder/embedding"
 
 MAX_SHARD_BYTES = 5_000_000_000
 
-_LAYER_NUMBER = re.compile(r"(?:[a-z_.]*\.)?(?:layers|conformer)\.(\d+)\.")
+_LAYER_NUMBER = re.compile(r"(?:[a-z_.]*\.)?(?:layers?|conformer)\.(\d+)\.")
 
 
 def load_huggingface(
@@ -76,7 +77,7 @@ def load_huggingface(
     folder = Path(folder)
     config = read_config(folder)
     architecture = architecture_of(config)
-    stored = SafetensorsFolder(folder)
+    stored = SafetensorsFolder(folder, architecture.old_endings)
     places, sizes = architecture.places(config), architecture.axis_sizes(config)
     _check_tensors(stored, architecture, stored_sources(places, sizes), sizes, places)
     _check_repeats(stored, architecture)

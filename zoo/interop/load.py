@@ -9,7 +9,7 @@ import jax
 from jax.sharding import Mesh
 
 from zoo.command_line import AttentionName
-from zoo.data import MediaConfig, Tokenizer, load_tokenizer
+from zoo.data import TOKENIZER_FILES, MediaConfig, Tokenizer, load_tokenizer
 from zoo.errors import UserError
 from zoo.interop import deepmind, huggingface
 from zoo.interop.deepmind_tree import DeepMindTree
@@ -160,4 +160,4 @@ def source_of(path: str | Path) -> Source:
 
 
 def _has_tokenizer(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json"))
+    return any((folder / name).is_file() for name in TOKENIZER_FILES)

@@ -2,7 +2,7 @@
 
 import json
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,8 +35,10 @@ class SafetensorsFolder:
     Files are read with ``pread``, not mapped, so that what was read is not counted (and kept) a second time.
     """
 
-    def __init__(self, folder: Path):
-        """Reads the index and every header. Raises `UserError` for missing, damaged or contradictory files."""
+    def __init__(self, folder: Path, old_endings: Mapping[str, str] | None = None):
+        """Reads the index and every header. Raises `UserError` for missing, damaged or contradictory files.
+
+        old_endings: what the endings of names that older software wrote are called here."""
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._open: tuple[Path, Callable[[str], np.ndarray]] | None = None
@@ -50,6 +52,11 @@ class SafetensorsFolder:
         for name, file in index.items():
             if name not in self.tensors:
                 raise UserError(f"{folder / INDEX_FILE} lists tensor {name} in {file.name}, which does not hold it")
+        self._stored_names = {_renamed(name, old_endings or {}): name for name in self.tensors}
+        if len(self._stored_names) < len(self.tensors):
+            twice = sorted(set(self.tensors) - set(self._stored_names.values()))
+            raise UserError(f"{folder} holds tensor {twice[0]} under its old name and under today's")
+        self.tensors = {name: self.tensors[stored] for name, stored in self._stored_names.items()}
 
     def read(self, name: str) -> np.ndarray:
         """One tensor in its stored dtype. Raises `UserError` if it is damaged or holds NaN or infinity."""
@@ -57,12 +64,16 @@ class SafetensorsFolder:
         try:
             if self._open is None or self._open[0] != file:
                 self._open = (file, safe_open(file, "numpy", backend="pread").get_tensor)
-            array = self._open[1](name)
+            array = self._open[1](self._stored_names[name])
         except (SafetensorError, OSError) as error:
             raise UserError(f"{file} is damaged: tensor {name} cannot be read ({error})") from None
         if not _is_finite(array):
             raise UserError(f"{file} is damaged: tensor {name} holds NaN or infinity")
         return array
+
+
+def _renamed(name: str, endings: Mapping[str, str]) -> str:
+    return next((name.removesuffix(old) + new for old, new in endings.items() if name.endswith(old)), name)
 
 
 def _read_index(folder: Path) -> dict[str, Path]:

@@ -1,5 +1,7 @@
 """Published architectures, one file each, their presets at the bottom of the file; found by name here."""
 
+from zoo.models.bert import Bert as Bert
+from zoo.models.bert import BertConfig as BertConfig
 from zoo.models.co_distilled import CoDistilled as CoDistilled
 from zoo.models.co_distilled import CoDistilledConfig as CoDistilledConfig
 from zoo.models.decoder import Decoder as Decoder
@@ -22,5 +24,11 @@ from zoo.models.registry import config_from_dict as config_from_dict
 from zoo.models.registry import config_to_dict as config_to_dict
 from zoo.models.registry import preset as preset
 from zoo.models.registry import presets as presets
+from zoo.models.rims import Rims as Rims
+from zoo.models.rims import RimsConfig as RimsConfig
 from zoo.models.vq_image import VqImage as VqImage
 from zoo.models.vq_image import VqImageConfig as VqImageConfig
+from zoo.models.workspace_decoder import WorkspaceDecoder as WorkspaceDecoder
+from zoo.models.workspace_decoder import WorkspaceDecoderConfig as WorkspaceDecoderConfig
+from zoo.models.workspace_transformer import WorkspaceTransformer as WorkspaceTransformer
+from zoo.models.workspace_transformer import WorkspaceTransformerConfig as WorkspaceTransformerConfig

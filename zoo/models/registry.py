@@ -10,6 +10,7 @@ from flax import nnx
 
 from zoo.errors import UserError, nearest_name
 from zoo.models import (
+    bert,
     co_distilled,
     gemini,
     gemma2,
@@ -18,10 +19,13 @@ from zoo.models import (
     mixtral,
     parakeet,
     qwen3_moe,
+    rims,
     siglip,
     vq_image,
     wav2vec2_conformer,
     whisper,
+    workspace_decoder,
+    workspace_transformer,
 )
 from zoo.nn import Execution
 
@@ -32,6 +36,7 @@ DecoderConfig = (
     | mixtral.MixtralConfig
     | qwen3_moe.Qwen3MoeConfig
     | gpt_oss.GptOssConfig
+    | workspace_decoder.WorkspaceDecoderConfig
 )
 """The configuration of a model that goes from tokens to logits."""
 
@@ -44,10 +49,13 @@ EncoderConfig = (
 )
 """The configuration of a model that goes from an image or a sound to hidden states."""
 
-TrainedConfig = DecoderConfig | vq_image.VqImageConfig
+TrainedConfig = DecoderConfig | vq_image.VqImageConfig | bert.BertConfig
 """The configuration of a model that a recipe can train."""
 
-ModelConfig = TrainedConfig | EncoderConfig
+SpecialistsConfig = workspace_transformer.WorkspaceTransformerConfig | rims.RimsConfig
+"""The configuration of a model that goes from sets of elements to answers or to their next states."""
+
+ModelConfig = TrainedConfig | EncoderConfig | SpecialistsConfig
 """Any model's configuration."""
 
 _ARCHITECTURES: dict[str, tuple[type, type]] = {
@@ -58,14 +66,36 @@ _ARCHITECTURES: dict[str, tuple[type, type]] = {
     "qwen3_moe": (qwen3_moe.Qwen3MoeConfig, qwen3_moe.Qwen3Moe),
     "gpt_oss": (gpt_oss.GptOssConfig, gpt_oss.GptOss),
     "vq_image": (vq_image.VqImageConfig, vq_image.VqImage),
+    "bert": (bert.BertConfig, bert.Bert),
     "siglip": (siglip.SiglipConfig, siglip.Siglip),
     "gemma3n_audio": (gemma3n_audio.Gemma3nAudioConfig, gemma3n_audio.Gemma3nAudio),
     "whisper": (whisper.WhisperConfig, whisper.WhisperEncoder),
     "parakeet": (parakeet.ParakeetConfig, parakeet.Parakeet),
     "wav2vec2_conformer": (wav2vec2_conformer.Wav2Vec2ConformerConfig, wav2vec2_conformer.Wav2Vec2Conformer),
+    "workspace_decoder": (workspace_decoder.WorkspaceDecoderConfig, workspace_decoder.WorkspaceDecoder),
+    "workspace_transformer": (
+        workspace_transformer.WorkspaceTransformerConfig,
+        workspace_transformer.WorkspaceTransformer,
+    ),
+    "rims": (rims.RimsConfig, rims.Rims),
 }
 
-_WITH_PRESETS = (gemma2, gemini, co_distilled, mixtral, qwen3_moe, gpt_oss, vq_image, siglip, gemma3n_audio, whisper)
+_WITH_PRESETS = (
+    gemma2,
+    gemini,
+    co_distilled,
+    mixtral,
+    qwen3_moe,
+    gpt_oss,
+    vq_image,
+    bert,
+    siglip,
+    gemma3n_audio,
+    whisper,
+    workspace_decoder,
+    workspace_transformer,
+    rims,
+)
 
 
 def presets() -> dict[str, ModelConfig]:

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block of encoders: attention in both directions and a feed-forward, with biases.
+"""The transformer blocks of encoders, pre-norm and post-norm: attention in both directions, a feed-forward, biases.
 
 Encoders are small beside the decoders that they serve. On a mesh every device encodes its own rows with whole layers
 (`run_layers` gathers them), so that nothing here is divided over a tensor group.
@@ -7,10 +7,11 @@ Encoders are small beside the decoders that they serve. On a mesh every device e
 import jax
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Key
 
 from zoo.kernels import dot_product_attention
 from zoo.nn.activations import Activation, activated
+from zoo.nn.dropout import dropped, folded
 from zoo.nn.execution import Execution
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
@@ -121,7 +122,44 @@ class EncoderBlock(nnx.Module):
             return x + self.mlp(self.mlp_norm(x))
 
 
+class PostNormBlock(nnx.Module):
+    """norm(x + attention(x)), then norm(x + mlp(x)) (Vaswani et al., arXiv 1706.03762; BERT's block), GELU within."""
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        hidden_dim: int,
+        *,
+        norm_eps: float,
+        dropout: float = 0.0,
+        execution: Execution,
+        rngs: nnx.Rngs,
+    ):
+        """dropout: of what either sub-layer adds, where the call is given keys."""
+        self.dropout = dropout
+        self.attention = EncoderAttention(embed_dim, num_heads, execution=execution, rngs=rngs)
+        self.attention_norm = LayerNorm(embed_dim, eps=norm_eps, execution=execution, rngs=rngs)
+        self.mlp = FeedForward(embed_dim, hidden_dim, activation="gelu", execution=execution, rngs=rngs)
+        self.mlp_norm = LayerNorm(embed_dim, eps=norm_eps, execution=execution, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b t d"],
+        segment_ids: Int[Array, "b t"] | None = None,
+        key_segment_ids: Int[Array, "b t"] | None = None,
+        dropout_keys: Key[Array, "b"] | None = None,
+    ) -> Float[Array, "b t d"]:
+        """A token sees the tokens whose `key_segment_ids` are its own `segment_ids`. Keys of dropout: in training."""
+        first, second = (None, None) if dropout_keys is None else (folded(dropout_keys, n) for n in (0, 1))
+        attended = self.attention(x, segment_ids, keys=x, key_segment_ids=key_segment_ids)
+        x = self.attention_norm(x + dropped(attended, self.dropout, first))
+        with jax.named_scope("mlp"):
+            return self.mlp_norm(x + dropped(self.mlp(x), self.dropout, second))
+
+
 def encoder_block_parameters(embed_dim: int, hidden_dim: int, *, key_bias: bool = True) -> int:
-    """Parameters of one `EncoderBlock`: two norms, four projections, two feed-forward matrices, and their biases."""
+    """Parameters of one `EncoderBlock` or `PostNormBlock`: two norms, four projections, two feed-forward matrices, and
+    their biases."""
     attention = 4 * embed_dim * embed_dim + (3 + key_bias) * embed_dim
     return 4 * embed_dim + attention + 2 * embed_dim * hidden_dim + hidden_dim + embed_dim

@@ -7,6 +7,7 @@ import sys
 
 from zoo.errors import UserError, nearest_name
 from zoo.recipes import (
+    bert_tiny_mlm,
     gemini_flash_like_v4_4096,
     gemini_pro_like_v4_4096,
     gemini_tiny_flash,
@@ -41,6 +42,7 @@ _MODULES = (
     gemini_tiny_flash,
     gemini_tiny_multimodal,
     image_vq,
+    bert_tiny_mlm,
     gemini_pro_like_v4_4096,
     gemini_flash_like_v4_4096,
 )

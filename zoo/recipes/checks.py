@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from zoo.data import MediaVocabulary, Tokenizer
 from zoo.errors import UserError
 from zoo.recipes.image_tokens import check_image_run, check_image_tokenizer
+from zoo.recipes.masked_tokens import check_mask_token, check_masked_run
 from zoo.recipes.recipe import Recipe
 
 
@@ -52,6 +53,7 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
 def check_tokens(recipe: Recipe) -> None:
     """Raises `UserError` if the rows of tokens do not fit the model."""
     data, model = recipe.data, recipe.model
+    check_masked_run(recipe)
     if data.sequence_length > model.max_position_embeddings:
         raise UserError(
             f"data.sequence_length={data.sequence_length} is longer than model.max_position_embeddings="
@@ -105,6 +107,7 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, 
                 f"{vocabulary.image_codes} make {vocabulary.size}, the model knows model.vocab_size="
                 f"{recipe.model.vocab_size}: raise it, or lower data.vocab_size"
             )
+    check_mask_token(recipe, tokenizer)
     if expected is not None and tokenizer.fingerprint != expected:
         raise UserError(
             f"the tokenizer (sha256 {tokenizer.fingerprint[:12]}...) is not the one that {source} was trained with "

@@ -7,6 +7,7 @@ from zoo.recipes.recipe import Recipe
 from zoo.training.distillation import online_distillation_loss
 from zoo.training.image_loss import image_reconstruction_loss
 from zoo.training.losses import next_token_loss
+from zoo.training.masked_loss import masked_token_loss
 from zoo.training.step import LossFunction
 
 
@@ -14,13 +15,17 @@ def loss_function(recipe: Recipe) -> LossFunction:
     """`loss(model, batch) -> LossSums` of a recipe."""
     if recipe.trains_images:
         return image_reconstruction_loss
+    if recipe.trains_masked:
+        return functools.partial(masked_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
     loss = online_distillation_loss if isinstance(recipe.model, CoDistilledConfig) else next_token_loss
     return functools.partial(loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
 
 
 def is_stochastic(recipe: Recipe) -> bool:
     """Whether the loss is called with a key in training, and without one in validation: sparse layers have other
-    capacity then, and jitter; a student learns from its teacher in training only."""
+    capacity then, and jitter; a student learns from its teacher in training only; masks are drawn."""
+    if recipe.trains_masked:
+        return True
     return isinstance(recipe.model, CoDistilledConfig) or getattr(recipe.model, "experts", None) is not None
 
 

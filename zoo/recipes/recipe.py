@@ -9,7 +9,7 @@ import tyro
 
 from zoo.data import DataConfig
 from zoo.errors import UserError
-from zoo.models import TrainedConfig, VqImageConfig
+from zoo.models import BertConfig, TrainedConfig, VqImageConfig
 from zoo.nn import Execution
 from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
 from zoo.training.loop import LoopConfig
@@ -114,6 +114,11 @@ class Recipe:
     def trains_images(self) -> bool:
         """Whether the model is a tokenizer of images, which reads no text."""
         return isinstance(self.model, VqImageConfig)
+
+    @property
+    def trains_masked(self) -> bool:
+        """Whether the model guesses masked tokens, and continues no text."""
+        return isinstance(self.model, BertConfig)
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

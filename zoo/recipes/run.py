@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from zoo.data import Corpus, NoText, Tokenizer, load_tokenizer, tokenizer_for
+from zoo.data import TOKENIZER_FILES, Corpus, NoText, Tokenizer, load_tokenizer, tokenizer_for
 from zoo.errors import UserError
 from zoo.interop import read_config, source_of
 from zoo.models import config_from_dict, config_to_dict
@@ -136,7 +136,7 @@ def _tokenizer_of(checkpoint: str) -> Tokenizer | None:
         return None if found is None else load_tokenizer(found)
     path = Path(checkpoint)
     for folder in (path, path.parent):  # released trees lie in the tokenizer's folder
-        if any((folder / name).is_file() for name in ("tokenizer.model", "tokenizer.json")):
+        if any((folder / name).is_file() for name in TOKENIZER_FILES):
             return load_tokenizer(folder)
     return None
 

@@ -83,8 +83,15 @@ def check_init_from(recipe: Recipe) -> None:
         )
 
 
-NOT_THE_FUNCTION = ("pad_token_id", "bos_token_id", "eos_token_ids", "max_position_embeddings")
-"""Fields of a model that its numbers do not depend on."""
+NOT_THE_FUNCTION = (
+    "pad_token_id",
+    "bos_token_id",
+    "eos_token_ids",
+    "mask_token_id",
+    "max_position_embeddings",
+    "dropout",
+)
+"""Fields of a model that its numbers do not depend on, but for dropout in training."""
 
 TRAINING_OF_EXPERTS = (
     "dispatch",

@@ -1,0 +1,1 @@
+"""Specialists that speak through a shared workspace of few slots, against specialists that speak pairwise."""
