@@ -3,7 +3,6 @@
 What a model reaches means something only beside these: copying the source, looking up every word, and giving the
 translation of the most similar example."""
 
-import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from experiments.in_context_language.prompts import DIRECTIONS, Direction
 from experiments.in_context_language.retrieval import CommonSubstringIndex, Index, NgramIndex
 from experiments.in_context_language.scores import Score, normalise, score
 from experiments.in_context_language.synthetic import SHOTS, make_document, material_of
+from experiments.shared_folder import default_shared
 from experiments.speed.report import as_markdown
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
@@ -184,9 +184,10 @@ class BaselinesConfig:
 
 def shared_folder(named: Path | None = None) -> Path:
     """Where the real data is. Raises `UserError` if there is no such folder."""
-    folder = named or Path(os.environ.get("ZOO_SHARED") or Path(__file__).resolve().parents[3] / "shared")
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder; --shared or $ZOO_SHARED names the one that holds the real data")
+    folder = named or default_shared()
+    if folder is None or not folder.is_dir():
+        where = folder or "shared"
+        raise UserError(f"{where}: no such folder; --shared or $ZOO_SHARED names the one that holds the real data")
     return folder
 
 

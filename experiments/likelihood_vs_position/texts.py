@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from experiments.long_context_recall.haystacks import NOVELS, default_shared
+from experiments.shared_folder import long_novels, training_novels
 from zoo.data import Corpus, DataConfig, Tokenizer, open_corpus, train_tokenizer
 from zoo.data.readers import open_documents, text_of
 from zoo.data.sources import find_files
@@ -42,11 +42,7 @@ class Texts:
 
 def default_texts() -> tuple[tuple[str, ...], tuple[str, ...]]:
     """(files to train on, files to measure on): novels of the optional folder `shared`; both empty without it."""
-    # Here, since it brings the whole of `zoo.train` along, which workers have no use for.
-    from experiments.sparse_vs_dense.__main__ import default_data
-
-    data, shared = default_data(), default_shared()
-    held_out = () if shared is None or not (shared / NOVELS).is_file() else (str(shared / NOVELS),)
+    data, held_out = training_novels(), long_novels()
     return (data, held_out) if data and held_out else ((), ())
 
 

@@ -1,5 +1,8 @@
-"""python -m experiments.long_context_recall --checkpoint CKPT: recall by depth and length, as heat map, table and JSON.
+"""python -m experiments.long_context_recall: models of ours that find needles, trained, examined and compared; or any
+checkpoint's recall by depth and length, as heat map, table and JSON.
 
+python -m experiments.long_context_recall --arms main --seeds 0           # a part of the study; the rest another day
+python -m experiments.long_context_recall --report docs/benchmarks/2026-12-01-recall.md
 python -m experiments.long_context_recall --checkpoint RUN --tasks needle needle-made-up --lengths 1024,4096,16384
 python -m experiments.long_context_recall --checkpoint RUN --lengths 131072 --depths 1 --cache-dtype bfloat16
 python -m experiments.long_context_recall --quick
@@ -21,10 +24,21 @@ from zoo.errors import UserError, run_command
 
 @dataclass(frozen=True)
 class LongContextRecall:
-    """Examines a checkpoint cell by cell and reports. It may be stopped at any time: what is done is not done again."""
+    """Examines a checkpoint cell by cell, or without one trains models and examines those, and reports. It may be
+    stopped at any time: what is done is not done again."""
 
     checkpoint: Path | None = None
-    """Anything that `zoo.load` takes."""
+    """Anything that `zoo.load` takes. None: the study of our own models, which --arms, --seeds and --results belong to;
+    the tasks, lengths and all that is about samples belong to a checkpoint."""
+    arms: tuple[str, ...] = ()
+    """Of the study, by name; default all of training/arms.py."""
+    seeds: str = ""
+    """Of each arm, with commas between them; default 0,1,2."""
+    results: Path | None = None
+    """Folder of the study's results, one JSON for each run, small enough to be committed: a study goes on from them
+    on any machine. Default docs/benchmarks/long-context-recall, with --quick a folder in --out."""
+    only_report: bool = False
+    """Trains nothing: reports what the folder of results has."""
     tasks: tuple[str, ...] = ("needle",)
     """Names of tasks, see README.md; also video, audio-keyword and audio-time for a model that was trained on media."""
     lengths: str = "1024,2048,4096,8192"
@@ -46,9 +60,11 @@ class LongContextRecall:
     text: Literal["novels", "made-up"] | None = None
     """What the haystack is; default: the novels where the folder `shared` is, else text that is made here."""
     quick: bool = False
-    """Half a minute: a tiny model that has learnt nothing, up to 1,024 tokens; shows that it works and nothing else."""
+    """A minute: a tiny model that has learnt nothing, up to 1,024 tokens, then a study of one run of a few steps; shows
+    that it works and nothing else."""
     out: Path | None = None
-    """Folder of the results, one JSON for each cell; default runs/long_context_recall/NAME-OF-CHECKPOINT."""
+    """Folder of the results, one JSON for each cell; default runs/long_context_recall/NAME-OF-CHECKPOINT. Of the study:
+    tokenizer, text, checkpoints and logs; default runs/long_context_recall/study."""
     report: Path | None = None
     """Also writes the dated report (Markdown) to this file, with the pictures and all results beside it."""
 
@@ -64,11 +80,48 @@ def main() -> None:
         if options.checkpoint is not None:
             raise UserError("--quick makes a model of its own: leave --checkpoint out, or --quick")
         options = replace(options, **QUICK)  # type: ignore[arg-type]
-    elif options.checkpoint is None:
-        raise UserError("--checkpoint is missing: name a checkpoint, or give --quick")
     if options.samples < 1:
         raise UserError(f"--samples must be at least 1, got {options.samples}")
-    examine(options)
+    of_study = options.arms or options.seeds or options.results is not None or options.only_report
+    if options.checkpoint is not None and of_study:
+        raise UserError(
+            "--arms, --seeds, --results and --only-report belong to the study: leave them or --checkpoint out"
+        )
+    if options.checkpoint is None and not options.quick:
+        check_is_study(options)
+    if options.quick or options.checkpoint is not None:
+        examine(options)
+    if options.checkpoint is None:
+        study_of(options)
+
+
+OF_A_CHECKPOINT = (
+    "tasks", "lengths", "media_lengths", "depths", "samples", "seed", "cache_dtype", "chunk", "memory", "text",
+)  # fmt: skip
+"""Options that the study has no use for: its grid is in training/sizes.py."""
+
+
+def check_is_study(options: LongContextRecall) -> None:
+    """Raises `UserError` where a checkpoint was forgotten: the study takes hours."""
+    for name in OF_A_CHECKPOINT:
+        if getattr(options, name) != getattr(LongContextRecall, name):
+            option = name.replace("_", "-")
+            raise UserError(f"--checkpoint is missing: name a checkpoint, or leave --{option} out for the study")
+
+
+def study_of(options: LongContextRecall) -> None:
+    """Our own models."""
+    from experiments.long_context_recall.grid import whole_numbers
+    from experiments.long_context_recall.training.study import RESULTS, study
+
+    runs = Path("runs/long_context_recall")
+    if options.quick:
+        out = (options.out or runs / "quick") / "study"
+        study("quick", out, options.results or out / "results", options.arms, (), None, False)
+        return
+    seeds = whole_numbers(options.seeds, "--seeds")
+    results = options.results or RESULTS
+    study("full", options.out or runs / "study", results, options.arms, seeds, options.report, options.only_report)
 
 
 def examine(options: LongContextRecall) -> None:
@@ -176,9 +229,10 @@ def subject_of(options: LongContextRecall, media: bool):
     """The model with its tokenizer, haystack and, for media tasks, frames and recordings."""
     import zoo
     from experiments.long_context_recall.cells import Subject
-    from experiments.long_context_recall.haystacks import default_shared, haystack
+    from experiments.long_context_recall.haystacks import haystack
     from experiments.long_context_recall.media import media_sources
     from experiments.long_context_recall.quick_model import quick_model
+    from experiments.shared_folder import default_shared
 
     shared = None if options.text == "made-up" else default_shared()
     media_config = None

@@ -8,7 +8,6 @@ over the beginning of a word.
 """
 
 import lzma
-import os
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,11 +17,10 @@ import numpy as np
 from jaxtyping import Int, Int32
 
 from experiments.long_context_recall.words import made_up_text
+from experiments.shared_folder import LONG_NOVELS
 from zoo.data import Tokenizer
 from zoo.errors import UserError
 
-NOVELS = "data/eltec_eng_novels/long.txt.xz"
-"""In the optional folder `shared`: three long novels, in no training split."""
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 """The noise of RULER and InfiniteBench."""
 # Not after a title or an initial; closing quotes belong to the sentence; what follows is a space, no line break, and no
@@ -46,18 +44,11 @@ class Haystack:
     """Number of tokens up to the end of each sentence, ascending; the last is n."""
 
 
-def default_shared() -> Path | None:
-    """The optional folder `shared`: $ZOO_SHARED, or beside the repository; None when absent."""
-    named = os.environ.get("ZOO_SHARED")
-    folder = Path(named) if named else Path(__file__).resolve().parents[3] / "shared"
-    return folder if folder.is_dir() else None
-
-
 def novels(shared: Path) -> tuple[str, ...]:
     """The paragraphs of the long novels. Raises `UserError` if they are not there."""
-    if not (shared / NOVELS).is_file():
-        raise UserError(f"{shared / NOVELS}: no such file: name a folder that has it, or use the text made here")
-    text = re.sub(r"<\|book [^|]*\|>\n", "", lzma.decompress((shared / NOVELS).read_bytes()).decode())
+    if not (shared / LONG_NOVELS).is_file():
+        raise UserError(f"{shared / LONG_NOVELS}: no such file: name a folder that has it, or use the text made here")
+    text = re.sub(r"<\|book [^|]*\|>\n", "", lzma.decompress((shared / LONG_NOVELS).read_bytes()).decode())
     return tuple(" ".join(part.split()) for part in text.split("\n\n") if part.strip())
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from experiments.long_context_recall.haystacks import default_shared
 from experiments.long_context_recall.needles import drawn_depth
 from experiments.long_context_recall.samples import Sample, drawing, too_short
 from experiments.long_context_recall.words import NOUNS
+from experiments.shared_folder import default_shared
 from zoo.data.video import time_stamp
 from zoo.errors import UserError
 

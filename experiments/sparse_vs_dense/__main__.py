@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.runs import run_in_process, say
+from experiments.shared_folder import training_novels
 from experiments.sparse_vs_dense import findings, pictures, report
 from experiments.sparse_vs_dense.arms import DENSE, FULL, QUICK, SPARSE, Run, Workload, comparison, recipe_of, sweep
 from experiments.sparse_vs_dense.worker import Result, read_result
@@ -16,8 +17,6 @@ from zoo.data import open_corpus, tokenizer_for
 from zoo.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-BOOKS = "data/eltec_eng_novels/train.txt.xz"
-"""In the optional folder `shared`: 32 English novels, 20 MB."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ def main() -> None:
     size = "quick" if settings.quick else "full"
     workload = QUICK if settings.quick else FULL
     out = settings.out or Path("runs/sparse_vs_dense") / ("quick" if settings.quick else "")
-    data = settings.data or (() if settings.quick else default_data())
+    data = settings.data or (() if settings.quick else training_novels())
     (out / "runs").mkdir(parents=True, exist_ok=True)
     source = prepare(out, workload, data)
 
@@ -67,12 +66,6 @@ def main() -> None:
         runs=compared,
     )
     publish(results, out, settings.report)
-
-
-def default_data() -> tuple[str, ...]:
-    """The novels, where the optional folder is there."""
-    shared = Path(os.environ.get("ZOO_SHARED") or REPOSITORY.parent / "shared")
-    return (str(shared / BOOKS),) if (shared / BOOKS).is_file() else ()
 
 
 def prepare(out: Path, workload: Workload, data: tuple[str, ...]) -> str:

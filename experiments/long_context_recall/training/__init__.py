@@ -1,0 +1,1 @@
+"""A small model that finds needles: its documents, curriculum, training, ablations and their study."""

@@ -1,0 +1,82 @@
+"""Sizes of the study: what is trained, on which text, and what is asked afterwards."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+
+from experiments.long_context_recall.training.arms import MAIN, arm_named, workload_of
+from experiments.long_context_recall.training.curriculum import FULL, Stage, Workload
+from experiments.long_context_recall.training.examination import Grid, Level
+
+KEY_KINDS = ("needle", "needle-held-out", "needle-made-up", "needle-numbers", "needle-1-of-10")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Of one invocation."""
+
+    workload: Workload
+    """The recipe's."""
+    main: Grid
+    """Of the recipe: every kind of key, up to 16 times the trained length."""
+    others: Grid
+    """Of other arms."""
+    novels: bool = True
+    """False: text that is made here, even where there are novels."""
+    arms: tuple[str, ...] = ()
+    """Names; none: all."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """Runs of each arm."""
+
+    def grid_of(self, arm: str) -> Grid:
+        """What a run of an arm is asked."""
+        return self.main if arm == MAIN else self.others
+
+    def made_with(self, arm: str, novels: bool) -> str:
+        """A digest of everything that a run of an arm comes from, its seed apart."""
+        chosen = arm_named(arm)
+        trained = chosen if chosen.weights_of is None else arm_named(chosen.weights_of)
+        parts = [asdict(workload_of(trained, self.workload)), asdict(chosen), asdict(self.grid_of(arm)), novels]
+        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+
+
+def _levels(samples: dict[int, tuple[int, int]]) -> tuple[Level, ...]:
+    return tuple(Level(length, depths, count) for length, (depths, count) in samples.items())
+
+
+LONG = {16_384: (5, 2), 32_768: (5, 2), 65_536: (5, 1), 131_072: (3, 1)}
+FULL_SIZE = Size(
+    FULL,
+    main=Grid(KEY_KINDS, _levels({1024: (11, 2), 2048: (11, 2), 4096: (11, 2), 8192: (11, 3)} | LONG)),
+    others=Grid(
+        ("needle", "needle-made-up", "needle-1-of-10"),
+        _levels({1024: (5, 2), 2048: (5, 2), 4096: (5, 2), 8192: (11, 2), 16_384: (5, 2), 32_768: (5, 1)}),
+    ),
+)
+QUICK_SIZE = Size(
+    replace(
+        FULL,
+        stages=(
+            Stage("facts", "facts", 64, 2, 8, 3, 0, 3, 1e-3, digits=2),
+            Stage("short", "document", 256, 2, 64, 2, 2, 3, 1e-3, 0.05, digits=7),
+        ),
+        num_layers=2,
+        layer_types=("local", "global"),
+        embed_dim=32,
+        num_heads=2,
+        num_kv_heads=1,
+        hidden_dim=64,
+        vocab_size=640,
+        train_bytes=60_000,
+        tokenizer_bytes=60_000,
+        text_passages=2,
+        text_length=128,
+        test_rows=1,
+    ),
+    main=Grid(("needle",), _levels({256: (1, 1)}), chunk=256),
+    others=Grid(("needle",), _levels({256: (1, 1)}), chunk=256),
+    novels=False,
+    arms=(MAIN,),
+    seeds=(0,),
+)
+SIZES = {"full": FULL_SIZE, "quick": QUICK_SIZE}

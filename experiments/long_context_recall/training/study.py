@@ -1,0 +1,126 @@
+"""The study: each arm and seed is trained and examined in a process of its own; the tables are of what is there.
+
+Two folders. `out` has what may be thrown away: tokenizer, text, checkpoints, logs. `results` has one small JSON for
+each finished run, which can be committed: on another machine the study goes on with what is missing.
+"""
+
+import datetime
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.likelihood_vs_position.training import worker_environment
+from experiments.long_context_recall.training import pictures, report
+from experiments.long_context_recall.training.arms import Run, arm_named, runs_of
+from experiments.long_context_recall.training.sizes import SIZES
+from experiments.long_context_recall.training.texts import prepare, size_of
+from experiments.long_context_recall.training.worker import read_result
+from experiments.runs import run_in_process, say
+from experiments.shared_folder import default_shared
+from experiments.sparse_vs_dense.report import describe
+from zoo.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+RESULTS = REPOSITORY / "docs" / "benchmarks" / "long-context-recall"
+"""Where results lie that are committed."""
+WORKER = "experiments.long_context_recall.training.worker"
+DIGEST = "made_with"
+
+
+def study(
+    name: str, out: Path, results: Path, arms: Sequence[str], seeds: Sequence[int], report_to: Path | None, only: bool
+) -> None:
+    """Trains and examines what is missing, run by run, and reports.
+
+    name: of a size. arms: names; none: the size's. seeds: none: the size's. only: report what is there, train nothing.
+
+    Raises:
+      UserError: an unknown arm; results of another curriculum, grid or text; a run failed.
+    """
+    size = SIZES[name]
+    runs = runs_of(tuple(arms) or size.arms, tuple(seeds) or size.seeds)
+    machine = describe()  # before this command puts a load on it
+    shared = default_shared() if size.novels else None
+    results.mkdir(parents=True, exist_ok=True)
+    paths = {run.name: results / f"{run.name}.json" for run in runs}
+    for run in runs:
+        if paths[run.name].is_file():
+            check_made_with(paths[run.name], size.made_with(run.arm, shared is not None))
+    missing = [] if only else [run for run in runs if not paths[run.name].is_file()]
+    if missing:
+        prepare(made(out), size.workload, shared)
+    for number, run in enumerate(missing, start=1):
+        say(f"{number} of {len(missing)}: {run.name}")
+        check_weights(run, out)
+        fill(run, name, out, paths[run.name], size.made_with(run.arm, shared is not None))
+    found = [read_result(path) for path in paths.values() if path.is_file()]
+    if not found:
+        raise UserError(f"{results} has no result of these arms and seeds: leave --only-report out")
+    publish(
+        report.Study(
+            date=datetime.date.today().isoformat(),
+            command=" ".join(["python -m experiments.long_context_recall", *sys.argv[1:]]),
+            machine=machine,
+            text=size_of(out) if (out / "text.npz").is_file() else "as in the results",
+            runs=found,
+            missing=[run.name for run in runs if not paths[run.name].is_file()],
+            only_shows_that_it_works=name == "quick",
+        ),
+        out,
+        report_to,
+    )
+
+
+def made(folder: Path) -> Path:
+    """The folder, with its parents."""
+    (folder / "runs").mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def check_made_with(path: Path, digest: str) -> None:
+    """Raises `UserError` if a result is of another curriculum, grid or text."""
+    if json.loads(path.read_text()).get(DIGEST) != digest:
+        raise UserError(f"{path} was made with another curriculum, grid or text: remove it, or give another --results")
+
+
+def check_weights(run: Run, out: Path) -> None:
+    """Raises `UserError` if an arm's weights are another's that was trained elsewhere."""
+    other = arm_named(run.arm).weights_of
+    if other is not None and not (out / "runs" / Run(other, run.seed).name).is_dir():
+        raise UserError(
+            f"{run.name} takes the weights of {Run(other, run.seed).name}, which were trained on another machine: "
+            f"leave the arm out, or remove that result, so that it is trained here"
+        )
+
+
+def fill(run: Run, name: str, out: Path, path: Path, digest: str) -> None:
+    """One run in a process of its own; its log is in `out`."""
+    unsigned = out / "runs" / f"{run.name}.json"
+    arguments = [name, run.arm, str(run.seed), str(out), str(unsigned)]
+    run_in_process(run.name, WORKER, arguments, unsigned.with_suffix(".log"), worker_environment(out))
+    fields = {DIGEST: digest, **json.loads(unsigned.read_text())}
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(fields) + "\n")
+    unfinished.rename(path)
+    unsigned.unlink()
+
+
+def publish(found: report.Study, out: Path, to: Path | None) -> None:
+    """Tables on the terminal; pictures and numbers in `out`, or beside the report if one is asked for."""
+    for title, rows in report.tables(found):
+        print(f"\n{title}\n{report.as_text(rows)}")
+    if found.only_shows_that_it_works:
+        print(f"\n{report.WORKS}")
+    stem, folder = (to.stem, to.parent) if to else ("study", made(out))
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{stem}.png", f"{stem}-by-length.png"]
+    pictures.draw_map(found.runs, folder / names[0])
+    pictures.draw_lines(found.runs, folder / names[1])
+    numbers = folder / f"{stem}.json"
+    numbers.write_text(json.dumps(report.as_json(found)) + "\n")
+    written = [numbers, *(folder / name for name in names)]
+    if to:
+        to.write_text(report.write_report(found, names))
+        written.append(to)
+    print("\nwrote", ", ".join(map(str, written)))
