@@ -4,6 +4,7 @@ python -m zoo.export runs/first exported --format huggingface --dtype bfloat16
 python -m zoo.export gemma-2-2b gemma-2-2b-orbax --format deepmind
 python -m zoo.export runs/first packed --format quantised --bits 4
 python -m zoo.export packed phone --format gguf
+python -m zoo.export runs/a mean --average runs/b runs/c --format orbax
 """
 
 import logging
@@ -47,6 +48,11 @@ class Export:
     """Of the embedding, which is the output head as well; default: as --bits."""
     group: int = 32
     """Weights that share a scale (quantised); gguf knows 32 only."""
+    average: tuple[Path, ...] = ()
+    """Further checkpoints of the same architecture: the mean of all of them, CHECKPOINT included, is written."""
+    ema: float | None = None
+    """Instead of the newest weights of a run directory, a moving average over its saved steps is written, in which this
+    part of the average so far is kept at each step (0.5: the newest counts half)."""
     max_shard_gb: float = 5.0
     """Largest size of one weight file (huggingface)."""
     overwrite: bool = False
@@ -59,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not 0 < options.max_shard_gb < 1e6:
         raise UserError(f"--max-shard-gb must be above 0, got {options.max_shard_gb}")
     _check_packing(options)
+    _check_average(options)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # an export fills the host's memory, not an accelerator's
@@ -67,12 +74,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     from zoo.interop.new_folder import check_destination
     from zoo.models import Bert, Decoder
 
-    check_destination(options.out, overwrite=options.overwrite, source=options.checkpoint)
+    for source in (options.checkpoint, *options.average):
+        check_destination(options.out, overwrite=options.overwrite, source=source)
     config = read_config(options.checkpoint)
     known = architecture_of(config) if options.format == "huggingface" else find_architecture(config)
     tensors = None if known is None else len(known.places(config))
-    with _Progress("reading", tensors) as progress:
-        loaded = load(options.checkpoint, param_dtype="stored", on_tensor=progress.advance)
+    checkpoints, weights = _chosen(options)
+    with _Progress("reading", tensors and tensors * len(checkpoints)) as progress:
+        if len(checkpoints) == 1:
+            loaded = load(options.checkpoint, param_dtype="stored", on_tensor=progress.advance)
+        else:
+            from zoo.recipes.averaging import load_average
+
+            loaded = load_average(checkpoints, weights, on_tensor=progress.advance)
     if loaded.source == "quantised":
         if options.format not in _PACKED:
             raise UserError(
@@ -83,7 +97,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     with _Progress("writing", tensors) as progress:
         _write(loaded, options, progress)
     size = sum(file.stat().st_size for file in options.out.rglob("*") if file.is_file())
-    print(f"wrote {options.out} ({size / 1e6:.1f} MB, {options.format}) from {options.checkpoint} ({loaded.source})")
+    source = f"{options.checkpoint} ({loaded.source})"
+    if len(checkpoints) > 1:
+        source = f"the {'mean' if options.ema is None else 'moving average'} of {', '.join(map(str, checkpoints))}"
+    print(f"wrote {options.out} ({size / 1e6:.1f} MB, {options.format}) from {source}")
     opening = _OPENING[options.format].format(path=str(options.out))
     is_decoder = isinstance(loaded.model, Decoder)
     if not is_decoder:
@@ -92,6 +109,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"open it with {opening}")
     if is_decoder and loaded.tokenizer_folder is None:
         print("the checkpoint has no tokenizer, so the export has none", file=sys.stderr)
+
+
+def _check_average(options: Export) -> None:
+    if options.average and options.ema is not None:
+        raise UserError(
+            "--average is a mean of checkpoints, --ema a moving average of one run's steps: give one of them"
+        )
+    if options.ema is not None and not 0 <= options.ema < 1:
+        raise UserError(f"--ema must be at least 0 and below 1, got {options.ema}")
+
+
+def _chosen(options: Export) -> tuple[list[Path], list[float] | None]:
+    """The checkpoints that are read, and what each counts (None: all the same)."""
+    if options.ema is None:
+        return [options.checkpoint, *options.average], None
+    from zoo.recipes.averaging import moving_average_weights, steps_to_average
+
+    steps = steps_to_average(options.checkpoint)
+    return steps, moving_average_weights(len(steps), options.ema)
 
 
 _PACKED = ("quantised", "gguf")

@@ -2,6 +2,7 @@
 
 python -m zoo.score --checkpoint CKPT --tokens ids.npy --logits out.npy
 python -m zoo.score --checkpoint runs/first --text book.txt notes/ --json score.json
+python -m zoo.score --checkpoint runs/teacher --top-k-logits 64 --out cache -- gemma2-nano --data books --steps 800
 """
 
 import contextlib
@@ -40,6 +41,11 @@ class Score:
     """Tokens per window of a long text. Default: the context the model was trained for."""
     overlap: int | None = None
     """Tokens of a window that only serve as context, scored in the window before. Default: half of the context."""
+    top_k_logits: int | None = None
+    """Instead: for every token of a run's training stream the so many largest log-probabilities, and what is left, are
+    written to the folder --out. Which stream: after --, the recipe and options of zoo.train, --steps among them."""
+    out: Path | None = None
+    """Folder for --top-k-logits; one that is there is gone on with."""
     batch_size: int = 8
     """Rows (or windows) that go through the model at a time."""
     json: Path | None = None
@@ -52,8 +58,15 @@ class Score:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command; raises UserError for wrong input."""
-    options = parse_command(Score, "zoo.score", argv)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, stream = parse_command(Score, "zoo.score", arguments[:end]), arguments[end + 1 :]
+    if options.top_k_logits is not None:
+        _write_cache(options, options.top_k_logits, stream)
+        return
     _check(options)
+    if options.out is not None or stream:
+        raise UserError("--out and what comes after -- belong to --top-k-logits")
     from zoo.inference.files import output_file
 
     with output_file(options.json) as json_output:
@@ -73,6 +86,31 @@ def _check(options: Score) -> None:
         raise UserError(f"--batch-size must be at least 1, got {options.batch_size}")
     if options.logits is not None and options.logits == options.json:
         raise UserError(f"--logits and --json name the same file: {options.json}")
+
+
+def _write_cache(options: Score, k: int, stream: list[str]) -> None:
+    """What the checkpoint says of the training stream of a recipe, for runs that learn from it."""
+    default = Score(options.checkpoint)
+    for name in ("tokens", "mask", "logits", "text", "context", "overlap", "json", "compute_dtype", "attention"):
+        if getattr(options, name) != getattr(default, name):
+            option = f"--{name.replace('_', '-')}"
+            raise UserError(f"{option} does not go with --top-k-logits, which takes the recipe's settings (after --)")
+    if options.out is None:
+        raise UserError("--top-k-logits needs a folder: --out DIR")
+    from zoo.recipes import DEFAULT, recipe
+    from zoo.recipes.command_line import parse_recipe
+    from zoo.recipes.teacher_scores import cached_recipe, write_cache
+
+    name = stream.pop(0) if stream and not stream[0].startswith("-") else DEFAULT
+    prog = "python -m zoo.score --checkpoint TEACHER --top-k-logits K --out DIR -- [RECIPE]"
+    chosen = cached_recipe(parse_recipe(recipe(name), stream, prog=prog), options.checkpoint)
+    with _progress("steps", chosen.loop.steps) as advance:
+        cache = write_cache(chosen, k, options.out, advance)
+    size = sum(file.stat().st_size for file in options.out.iterdir())
+    print(
+        f"{options.out}: {cache.steps:,} steps of {chosen.name}, {cache.layout.k} of {cache.layout.vocab_size:,} words"
+    )
+    print(f"{size / 1e6:,.1f} MB, from {options.checkpoint}")
 
 
 def _load(options: Score, *, tokenizer_needed: bool):

@@ -1,4 +1,5 @@
-"""Trains a model: `python -m zoo.train [RECIPE] [--data PATH ...] [--steps N] [--run-dir DIR] [--init-from CKPT] ...`
+"""Trains a model: `python -m zoo.train [RECIPE] [--data PATH ...] [--steps N] [--run-dir DIR] [--init-from CKPT]
+[--teacher CKPT] ...`
 
 Without arguments: a small Gemma 2 on the source text of Python's standard library, in about three minutes on two CPU
 cores. Every field of a recipe is an option (`--help`). A run directory that exists is resumed, bit for bit; Ctrl-C,
@@ -38,6 +39,7 @@ from zoo.recipes.run import (
     resolve_model,
     saved_run,
 )
+from zoo.recipes.teacher import check_same_teacher, describe_teacher, flops_per_token, load_teacher
 from zoo.recipes.weights import check_init_from, restore_or_begin
 from zoo.training.checkpoints import disk_is_full
 from zoo.training.evaluation import make_evaluation
@@ -103,16 +105,19 @@ def train(recipe: Recipe, began: float) -> None:
     # ---- restore: from here on the run directory is written to
     info = describe_run(recipe, tokenizer)
     with RunLock(run), open_checkpoints(run, recipe.loop) as checkpoints, contextlib.closing(batches):
+        teacher = load_teacher(recipe, mesh)
         begin_run(info, tokenizer, new=saved is None)
+        check_same_teacher(recipe, teacher, new=saved is None)
         state, data_position = restore_or_begin(
             recipe, mesh, program.model, program.optimizer, checkpoints, batches.parts
         )
         if data_position is not None:
             batches.set_state(data_position)
         first_step = int(state.step)
-        say(opening(recipe, mesh, corpus, tokenizer, first_step))
+        say(opening(recipe, mesh, corpus, tokenizer, first_step) + describe_teacher(recipe))
 
         # ---- loop
+        step = program.step if teacher is None else functools.partial(program.step, teacher=teacher)
         token_bytes = None if recipe.trains_images or recipe.trains_masked else tokenizer.token_bytes()
         evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, token_bytes)
         goodput = Goodput(run, first_step=first_step, began=began, last_written=last_step(run / "metrics.jsonl"))
@@ -121,7 +126,7 @@ def train(recipe: Recipe, began: float) -> None:
             first_step=first_step,
             steps=recipe.loop.steps,
             log_every=recipe.loop.log_every,
-            flops_per_token=recipe.model.flops_per_token(recipe.data.sequence_length),
+            flops_per_token=flops_per_token(recipe),
             devices=mesh.devices.flat,
             tensorboard=recipe.tensorboard,
             wandb=recipe.wandb,
@@ -130,7 +135,7 @@ def train(recipe: Recipe, began: float) -> None:
         with record, activation_sharding(mesh, recipe.rules), replay_mismatch_in_one_line():
             outcome = run_loop(
                 state,
-                program.step,
+                step,
                 batches,
                 config=recipe.loop,
                 run=run,

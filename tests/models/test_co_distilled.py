@@ -14,8 +14,8 @@ from zoo.models import build, config_from_dict, config_to_dict, preset
 from zoo.models.co_distilled import CoDistilledConfig
 from zoo.models.gemini import GeminiConfig
 from zoo.nn import ExpertsConfig
-from zoo.training.distillation import online_distillation_loss
 from zoo.training.losses import next_token_loss
+from zoo.training.teacher import online_distillation_loss
 
 TINY = dict(vocab_size=32, embed_dim=8, num_layers=2, num_heads=2, head_dim=4, hidden_dim=16, sliding_window=4)
 TEACHER = GeminiConfig(**TINY, experts=ExpertsConfig(num_experts=4, experts_per_token=2, hidden_dim=8))

@@ -1,7 +1,7 @@
 """A student and the teacher that it is distilled from, trained at the same time (Gemini 1.5 Flash from 1.5 Pro).
 
 The report says "online distilled" (arXiv 2403.05530) and nothing else. Here one step trains the teacher on real labels
-and the student on the teacher's distribution of that same step: `zoo.training.distillation.online_distillation_loss`.
+and the student on the teacher's distribution of that same step: `zoo.training.teacher.online_distillation_loss`.
 Outside of training the pair is its student: that is what generates, is scored, exported and loaded.
 """
 

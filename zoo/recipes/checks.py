@@ -1,5 +1,6 @@
 """What is wrong with a recipe on these devices, found before anything is allocated."""
 
+import dataclasses
 import math
 import os
 from typing import Any
@@ -13,6 +14,7 @@ from zoo.errors import UserError
 from zoo.recipes.image_tokens import check_image_run, check_image_tokenizer
 from zoo.recipes.masked_tokens import check_mask_token, check_masked_run
 from zoo.recipes.recipe import Recipe
+from zoo.recipes.teacher import check_teacher, teacher_config
 
 
 def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
@@ -39,12 +41,19 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
         check_tokens(recipe)
     check_media(recipe)
     check_image_tokenizer(recipe)
+    check_teacher(recipe)
+    if recipe.teacher is not None:
+        try:
+            check_media(dataclasses.replace(recipe, model=teacher_config(recipe)))
+        except UserError as error:
+            raise UserError(f"--teacher {recipe.teacher}: {error}") from None
     needed, available = least_bytes(recipe, mesh), memory_bytes(mesh)
     if available is not None and needed > available:
         raise UserError(
             f"training model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, "
             f"model.vocab_size={model.vocab_size} ({model.num_parameters():,} parameters) with "
-            f"data.batch_size={data.batch_size} x data.sequence_length={data.sequence_length} needs at least "
+            f"data.batch_size={data.batch_size} x data.sequence_length={data.sequence_length}"
+            f"{'' if recipe.teacher is None else f' and the teacher {recipe.teacher}'} needs at least "
             f"{_gib(needed)} GiB, the {mesh.size} device(s) have {_gib(available)} GiB; "
             "choose smaller sizes, more devices, or optimizer.accumulation_steps"
         )
@@ -59,7 +68,8 @@ def check_tokens(recipe: Recipe) -> None:
             f"data.sequence_length={data.sequence_length} is longer than model.max_position_embeddings="
             f"{model.max_position_embeddings}; shorten the first or raise the second"
         )
-    if data.tokenizer is None and recipe.init_from is None and data.vocab_size > model.vocab_size:
+    trains_tokenizer = data.tokenizer is None and recipe.init_from is None and recipe.teacher is None
+    if trains_tokenizer and data.vocab_size > model.vocab_size:
         raise UserError(
             f"data.vocab_size={data.vocab_size} is larger than model.vocab_size={model.vocab_size}: "
             "the tokenizer would have tokens that the model does not know"
@@ -117,11 +127,15 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, 
 
 def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
     """Bytes that training takes on all devices together if nothing else is stored: parameters, gradients, two moments
-    (only the parameters if some of them are frozen), and one layer input per layer of the micro-batch."""
+    (only the parameters if some of them are frozen), those of a fixed teacher, and one layer input per layer of the
+    micro-batch."""
     weights = jnp.dtype(recipe.execution.param_dtype).itemsize
     copies = mesh.shape["replica"] * mesh.shape["data"]
     trained = 0 if recipe.freeze else 2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize
     state = recipe.model.num_parameters() * (weights + trained)
+    teacher = teacher_config(recipe)
+    if teacher is not None:
+        state += teacher.num_parameters() * weights
     tokens = recipe.data.batch_size * recipe.data.sequence_length // recipe.optimizer.accumulation_steps
     inputs = (
         tokens * recipe.model.embed_dim * recipe.model.num_layers * jnp.dtype(recipe.execution.compute_dtype).itemsize

@@ -19,6 +19,7 @@ SHORT_NAMES = {
     "--attention": "--execution.attention-implementation",
     "--data": "--data.paths",
     "--profile": "--profile-steps",
+    "--teacher": "--distillation.teacher",
 }
 """Options that may be written shorter than their field's full name."""
 

@@ -2,23 +2,36 @@
 
 import functools
 
+from flax import nnx
+
 from zoo.models import CoDistilledConfig
 from zoo.recipes.recipe import Recipe
-from zoo.training.distillation import online_distillation_loss
 from zoo.training.image_loss import image_reconstruction_loss
 from zoo.training.losses import next_token_loss
 from zoo.training.masked_loss import masked_token_loss
 from zoo.training.step import LossFunction
+from zoo.training.teacher import fixed_teacher_loss, online_distillation_loss
 
 
 def loss_function(recipe: Recipe) -> LossFunction:
-    """`loss(model, batch) -> LossSums` of a recipe."""
+    """`loss(model, batch) -> LossSums` of a recipe: what validation reports, and training where no fixed teacher is."""
     if recipe.trains_images:
         return image_reconstruction_loss
     if recipe.trains_masked:
         return functools.partial(masked_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
     loss = online_distillation_loss if isinstance(recipe.model, CoDistilledConfig) else next_token_loss
     return functools.partial(loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
+
+
+def loss_with_teacher(recipe: Recipe, teacher: nnx.GraphDef) -> LossFunction:
+    """`loss(model, batch, teacher=parameters) -> LossSums` of a recipe with a fixed teacher."""
+    return functools.partial(
+        fixed_teacher_loss,
+        teacher_graphdef=teacher,
+        config=recipe.distillation,
+        z_loss=recipe.z_loss,
+        chunk_tokens=recipe.loss_chunk_tokens,
+    )
 
 
 def is_stochastic(recipe: Recipe) -> bool:

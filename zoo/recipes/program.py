@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from zoo.data import Batch, media_shapes
 from zoo.parallel import batch_sharding, rows_only
 from zoo.parallel.compiler_options import compiler_options
-from zoo.recipes.losses import balancing_bias_rate, is_stochastic, loss_function
+from zoo.recipes.losses import balancing_bias_rate, is_stochastic, loss_function, loss_with_teacher
 from zoo.recipes.recipe import Recipe
-from zoo.recipes.weights import AbstractModel, abstract_model
+from zoo.recipes.weights import AbstractModel, abstract_model, abstract_teacher
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.parameters import flatten_with_names
 from zoo.training.routing import selection_biases
@@ -31,13 +31,16 @@ class TrainingProgram:
     optimizer: optax.GradientTransformation
     """Of the recipe."""
     loss: LossFunction
-    """`loss(model, batch) -> LossSums`."""
+    """`loss(model, batch) -> LossSums` of a validation."""
     step: Callable[..., Any]
-    """Jitted `(state, batch) -> (state, metrics)`; it consumes the state."""
+    """Jitted `(state, batch) -> (state, metrics)`; it consumes the state. With a fixed teacher
+    `(state, batch, teacher)`, the last of which are that model's parameters."""
     state: TrainState
     """Shapes and shardings of the state."""
     batch: Batch
     """Shapes and shardings of a batch."""
+    teacher: AbstractModel | None
+    """Structure, shapes and shardings of the fixed teacher, None without one."""
 
 
 def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
@@ -45,10 +48,11 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     model = abstract_model(recipe, mesh)
     not_optimized = (*recipe.freeze, *selection_biases(flatten_with_names(model.params)))
     optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, not_optimized)
+    teacher = abstract_teacher(recipe, mesh)
     loss = loss_function(recipe)
     step = make_train_step(
         model.graphdef,
-        loss,
+        loss if teacher is None else loss_with_teacher(recipe, teacher.graphdef),
         optimizer,
         schedule=make_schedule(recipe.optimizer, recipe.loop.steps),
         accumulation_steps=recipe.optimizer.accumulation_steps,
@@ -61,7 +65,7 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     device = mesh.devices.flat[0]
     options = compiler_options(device.platform, device.device_kind) if mesh.size > 1 else None
     jitted = jit_train_step(step, state, options)
-    return TrainingProgram(model, optimizer, loss, jitted, state, abstract_batch(recipe, mesh))
+    return TrainingProgram(model, optimizer, loss, jitted, state, abstract_batch(recipe, mesh), teacher)
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:

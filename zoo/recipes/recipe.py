@@ -14,6 +14,7 @@ from zoo.nn import Execution
 from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
 from zoo.training.loop import LoopConfig
 from zoo.training.optimizer import OptimizerConfig
+from zoo.training.teacher import DistillationConfig
 
 MAY_CHANGE_ON_RESUME = (
     "run_dir",
@@ -78,6 +79,8 @@ class Recipe:
     """Take the architecture from `init_from` instead of from this recipe."""
     freeze: tuple[str, ...] = ()
     """Parameters that stay as they are: patterns such as `embedder` or `layers/0/*`."""
+    distillation: DistillationConfig = DistillationConfig()
+    """A fixed teacher, and how the model learns from it; `--teacher CKPT` names one."""
     seed: int = 0
     """Seed of the initial weights (the order of the data has a seed of its own)."""
     z_loss: float = 0.0
@@ -109,6 +112,11 @@ class Recipe:
             raise UserError(f"sample_tokens must lie in 0 .. 100,000, got {self.sample_tokens}")
         if self.model_from_init and not self.init_from:
             raise UserError("model_from_init needs init_from, which is not set")
+
+    @property
+    def teacher(self) -> str | None:
+        """The checkpoint of the fixed teacher, None without one."""
+        return self.distillation.teacher
 
     @property
     def trains_images(self) -> bool:

@@ -18,6 +18,7 @@ from zoo.models import config_from_dict, config_to_dict
 from zoo.recipes.checks import check_tokenizer
 from zoo.recipes.console import say
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
+from zoo.recipes.teacher import check_teacher_tokenizer
 from zoo.training.run_directory import (
     RunInfo,
     checkpoints_dir,
@@ -85,6 +86,8 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
             f"{run} holds a run with {name}={old!r}, and this one has {name}={new!r}: give the old value to resume it, "
             "or another --run-dir to begin a new run (--init-from takes its weights along)"
         )
+    if recipe.teacher is not None and "distillation" not in saved.config:  # it is older than that field
+        raise UserError(f"{run} holds a run without a teacher: leave out --teacher, or choose another --run-dir")
     before = saved.config.get("loop", {}).get("steps", recipe.loop.steps)
     done = max(saved.steps, default=0)
     if recipe.loop.steps < min(before, done):
@@ -97,24 +100,28 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
 
 
 def choose_tokenizer(recipe: Recipe, corpus: Corpus, saved: RunInfo | None) -> Tokenizer:
-    """The tokenizer of the run that is resumed; else the one named, that of `init_from`, or one trained on the corpus.
-    A run that reads no text has none to speak of.
+    """The tokenizer of the run that is resumed; else the one named, that of `init_from`, that of the teacher, or one
+    trained on the corpus. A run that reads no text has none to speak of.
 
     Raises:
-        UserError: it does not fit the model, or is not the one that the weights were trained with.
+        UserError: it does not fit the model, or is not the one that the weights or the teacher were trained with.
     """
     if recipe.trains_images:
         return NoText()
-    run = Path(recipe.run_dir)
+    run, teacher = Path(recipe.run_dir), recipe.teacher
+    of_teacher = None if teacher is None else _tokenizer_of(teacher)
     if saved is not None:
         tokenizer = load_tokenizer(recipe.data.tokenizer or tokenizer_dir(run))
         check_tokenizer(recipe, tokenizer, saved.tokenizer_fingerprint, str(run))
+        check_teacher_tokenizer(recipe, tokenizer, of_teacher)
         return tokenizer
     inherited = _tokenizer_of(recipe.init_from) if recipe.init_from else None
-    if recipe.data.tokenizer is None and recipe.init_from is not None:
-        if inherited is None:
-            raise UserError(f"{recipe.init_from} has no tokenizer: name the one it was trained with (--data.tokenizer)")
-        tokenizer = inherited
+    source = recipe.init_from or teacher
+    if recipe.data.tokenizer is None and source is not None:
+        found = inherited if recipe.init_from else of_teacher
+        if found is None:
+            raise UserError(f"{source} has no tokenizer: name the one it was trained with (--data.tokenizer)")
+        tokenizer = found
     else:
         if recipe.data.tokenizer is None and recipe.model.vocab_size >= LARGEST_TRAINED_VOCABULARY:
             raise UserError(
@@ -123,6 +130,7 @@ def choose_tokenizer(recipe: Recipe, corpus: Corpus, saved: RunInfo | None) -> T
             )
         tokenizer = tokenizer_for(corpus, recipe.data)
     check_tokenizer(recipe, tokenizer, inherited.fingerprint if inherited else None, str(recipe.init_from))
+    check_teacher_tokenizer(recipe, tokenizer, of_teacher)
     return tokenizer
 
 

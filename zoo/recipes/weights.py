@@ -1,6 +1,6 @@
 """The parameters that a run begins with: restored, taken from another checkpoint, or random."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,7 +36,22 @@ def make_model(recipe: Recipe) -> nnx.Module:
 
 def abstract_model(recipe: Recipe, mesh: Mesh) -> AbstractModel:
     """The model's structure, shapes and shardings; nothing is allocated."""
-    graphdef, params = nnx.split(nnx.eval_shape(lambda: make_model(recipe)), nnx.Param)
+    return _abstract(lambda: make_model(recipe), recipe, mesh)
+
+
+def abstract_teacher(recipe: Recipe, mesh: Mesh) -> AbstractModel | None:
+    """The same of the fixed teacher, computed and sharded as the model; None without one."""
+    if recipe.teacher is None:
+        return None
+    config = read_config(recipe.teacher)
+    try:
+        return _abstract(lambda: build(config, execution=recipe.execution, rngs=nnx.Rngs(0)), recipe, mesh)
+    except UserError as error:
+        raise UserError(f"--teacher {recipe.teacher}: {error}") from None
+
+
+def _abstract(make: Callable[[], nnx.Module], recipe: Recipe, mesh: Mesh) -> AbstractModel:
+    graphdef, params = nnx.split(nnx.eval_shape(make), nnx.Param)
     shardings = state_shardings(params, mesh, recipe.rules)
     placed = jax.tree.map(lambda leaf, to: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=to), params, shardings)
     return AbstractModel(graphdef, placed)

@@ -2,6 +2,7 @@
 
     minimised = (1 - h) * D + h * L_S + z_S [+ L_T + z_T]
     D   = t**2 * sum w * sum_v -P_T(v) log P_S(v),    P = softmax(logits / t)    (with t = 1: Gemma 2, arXiv 2408.00118)
+    or    t**2 * sum w * sum_v P_S(v) (log P_S(v) - log P_T(v)), the reverse KL    (MiniLLM, arXiv 2306.08543)
     L   = sum w * -log P(target) at t = 1, on real labels;    z = sum w * coefficient * logsumexp(logits)**2
 
 Nothing of D reaches the teacher. The part in brackets trains it in the same pass: then the student follows a teacher
@@ -12,15 +13,16 @@ arrays, exist for one chunk of positions at a time, as in `zoo.training.losses`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from zoo.parallel import divided, enter_sublayer, gather, spmd, sum_over, sum_scatter
-from zoo.training.losses import LossSums, default_chunk_length, next_token_loss
+from zoo.training.losses import default_chunk_length
 from zoo.training.output_head import (
     HeadSettings,
     added,
@@ -31,10 +33,10 @@ from zoo.training.output_head import (
     split_sequence,
     through_cap,
 )
-from zoo.training.routing import router_losses
 
-if TYPE_CHECKING:
-    from zoo.data import Batch
+Kind = Literal["forward", "reverse"]
+"""Which D is minimised: cross-entropy with the teacher's distribution, whose gradient is that of KL(P_T || P_S), or
+KL(P_S || P_T)."""
 
 
 class DistillationSums(NamedTuple):
@@ -43,7 +45,7 @@ class DistillationSums(NamedTuple):
     minimised: Float32[Array, ""]
     """What gradients are taken of; the formula is above."""
     distillation: Float32[Array, ""]
-    """D, in nats; the teacher's own entropy included."""
+    """D, in nats; of the forward kind with the teacher's own entropy, which has no gradient."""
     student_loss: Float32[Array, ""]
     """L_S: the student's cross-entropy with the real labels, in nats."""
     student_z_loss: Float32[Array, ""]
@@ -64,6 +66,7 @@ def chunked_distillation(
     *,
     student_soft_cap: float | None = None,
     teacher_soft_cap: float | None = None,
+    kind: Kind = "forward",
     temperature: float = 1.0,
     hard_label_weight: float = 0.0,
     z_loss: float = 0.0,
@@ -81,6 +84,8 @@ def chunked_distillation(
         weights: of the tokens.
         student_soft_cap: c of the student, None for none.
         teacher_soft_cap: c of the teacher, None for none.
+        kind: "forward" or "reverse", which D. By the student's logits under the soft-cap their gradients are
+            t * w * (P_S - P_T) and t * w * P_S * (log P_S - log P_T - KL(P_S || P_T)).
         temperature: t; with its square gradients have the size that they have at 1 (Hinton et al., arXiv 1503.02531).
         hard_label_weight: h, in 0 .. 1.
         z_loss: coefficient of both z.
@@ -99,6 +104,8 @@ def chunked_distillation(
     for name, soft_cap in (("student_soft_cap", student_soft_cap), ("teacher_soft_cap", teacher_soft_cap)):
         if soft_cap is not None and not soft_cap > 0:
             raise ValueError(f"{name} must be positive or None, not {soft_cap}")
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     if not 0 <= hard_label_weight <= 1:
@@ -117,6 +124,7 @@ def chunked_distillation(
         settings = _Distillation(
             HeadSettings(student_soft_cap, z_loss, *axes),
             HeadSettings(teacher_soft_cap, z_loss, *axes),
+            kind == "reverse",
             temperature,
             hard_label_weight,
             train_teacher,
@@ -139,6 +147,7 @@ def chunked_distillation(
 class _Distillation(NamedTuple):
     student: HeadSettings
     teacher: HeadSettings
+    reverse: bool
     temperature: float
     hard_label_weight: float
     train_teacher: bool
@@ -148,7 +157,7 @@ _Heads = tuple[Array, Array, Array, Array]
 """Hidden states and table of the student, then of the teacher."""
 
 
-def _tempered(settings: HeadSettings, logits: Array, log_normalizer: Array, temperature: float) -> Array:
+def tempered(settings: HeadSettings, logits: Array, log_normalizer: Array, temperature: float) -> Array:
     """log softmax(logits / temperature); `log_normalizer` is that of temperature 1."""
     if temperature == 1:
         return logits - log_normalizer
@@ -160,18 +169,30 @@ def _tempered(settings: HeadSettings, logits: Array, log_normalizer: Array, temp
     return logits - largest - jnp.log(total)
 
 
+def _divergence(settings: _Distillation, log_student: Array, log_teacher: Array) -> tuple[Array, Callable[[], Array]]:
+    """D [N] of distributions [N, V], without weights and t**2; and what gives its gradient [N, V] by the logits / t."""
+    words = settings.student.words
+    if settings.reverse:
+        ratio = log_student - log_teacher
+        kl = sum_over(jnp.sum(jnp.exp(log_student) * ratio, axis=-1), words)
+        return kl, lambda: jnp.exp(log_student) * (ratio - kl[:, None])
+    soft_targets = jnp.exp(log_teacher)
+    each = sum_over(-jnp.sum(soft_targets * log_student, axis=-1), words)
+    return each, lambda: jnp.exp(log_student) - soft_targets
+
+
 def _chunk(settings: _Distillation, heads: _Heads, targets: Array, weights: Array):
     """Of tokens [N] in one chunk: the five sums, and the gradients [N, V] of `minimised` by the matrix products of the
     student and of the teacher (None where it is not trained)."""
     (loss_s, z_s), logits_s, normalizer_s, own = chunk_losses(settings.student, *heads[:2], targets, weights)
     (loss_t, z_t), logits_t, normalizer_t, _ = chunk_losses(settings.teacher, *heads[2:], targets, weights)
     hard, temperature = settings.hard_label_weight, settings.temperature
-    log_student = _tempered(settings.student, logits_s, normalizer_s, temperature)
-    soft_targets = jnp.exp(_tempered(settings.teacher, logits_t, normalizer_t, temperature))
-    each = sum_over(-jnp.sum(soft_targets * log_student, axis=-1), settings.student.words)
+    log_student = tempered(settings.student, logits_s, normalizer_s, temperature)
+    log_teacher = tempered(settings.teacher, logits_t, normalizer_t, temperature)
+    each, gradient = _divergence(settings, log_student, log_teacher)
     distillation = temperature**2 * jnp.sum(weights * each)
     minimised = (1 - hard) * distillation + z_s + (hard * loss_s if hard else 0.0)
-    gradient_s = (1 - hard) * temperature * (jnp.exp(log_student) - soft_targets)
+    gradient_s = (1 - hard) * temperature * gradient()
     if hard:
         gradient_s += hard * (jnp.exp(logits_s - normalizer_s) - is_target(logits_s, own))
     if settings.student.z_loss:
@@ -252,70 +273,3 @@ def _sums_backward(settings: _Distillation, residuals: tuple[Array | None, ...],
 
 
 _sums.defvjp(_sums_forward, _sums_backward)
-
-
-class Pair(Protocol):
-    """What `online_distillation_loss` asks of a model: a teacher and a student, and how they go together."""
-
-    @property
-    def config(self) -> Any:
-        """With `temperature` and `hard_label_weight`."""
-
-    @property
-    def teacher(self) -> Any:
-        """A language model as for `next_token_loss`."""
-
-    @property
-    def student(self) -> Any:
-        """The same; dense."""
-
-
-def online_distillation_loss(
-    model: Pair, batch: Batch, *, z_loss: float = 0.0, chunk_tokens: int | None = None, rng: Any = None
-) -> LossSums:
-    """Teacher and student trained on one batch; without `rng` (validation), the student's loss on real labels.
-
-    The value of `loss` is always the student's cross-entropy with real labels, so that curves can be compared with
-    those of a model that has no teacher. In training its gradient is that of `DistillationSums.minimised`, and
-    `auxiliary` has the losses of the teacher's routers. Metrics: `teacher_loss`, and in training `distillation_loss`.
-
-    `z_loss` and `chunk_tokens` as for `next_token_loss`.
-    """
-    if rng is None:
-        options: Any = {"z_loss": z_loss, "chunk_tokens": chunk_tokens}
-        teacher_loss = next_token_loss(model.teacher, batch, **options).loss
-        return next_token_loss(model.student, batch, **options)._replace(metrics={"teacher_loss": teacher_loss})
-    student, teacher = model.student, model.teacher
-    inputs = {"positions": batch.positions, "segment_ids": batch.segment_ids, "media": batch.media}
-    experts: Any = getattr(teacher.config, "experts", None)
-    with jax.named_scope("teacher"):
-        if experts is None:
-            teacher_hidden, routing = teacher.hidden_states(batch.tokens, **inputs), None
-        else:
-            teacher_hidden, routing = teacher.hidden_and_routing(batch.tokens, **inputs, rng=rng)
-    with jax.named_scope("student"):
-        student_hidden = student.hidden_states(batch.tokens, **inputs)
-    sums = chunked_distillation(
-        student_hidden,
-        student.output_embedding(),
-        teacher_hidden,
-        teacher.output_embedding(),
-        jnp.asarray(batch.targets),
-        jnp.asarray(batch.loss_weights),
-        student_soft_cap=student.config.final_logit_soft_cap,
-        teacher_soft_cap=teacher.config.final_logit_soft_cap,
-        temperature=model.config.temperature,
-        hard_label_weight=model.config.hard_label_weight,
-        z_loss=z_loss,
-        train_teacher=True,
-        chunk_length=None if chunk_tokens is None else max(1, chunk_tokens // student_hidden.shape[0]),
-    )
-    values = jax.lax.stop_gradient(sums)
-    return LossSums(
-        loss=values.student_loss + (sums.minimised - values.minimised),  # value and gradient are two things
-        z_loss=values.student_z_loss,
-        weight=values.weight,
-        auxiliary={} if routing is None else router_losses(routing, experts, values.weight),
-        metrics={"teacher_loss": values.teacher_loss, "distillation_loss": values.distillation},
-        routing=routing,
-    )

@@ -1,7 +1,7 @@
 """One training step and one evaluation step, as pure functions of a state and a batch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -18,10 +18,16 @@ from zoo.training.spikes import SpikeRule, judge
 from zoo.training.state import TrainState, add_tokens
 
 LossFunction = Callable[..., LossSums]
-"""`loss_fn(model, batch) -> LossSums`; a stochastic one is called with a keyword `rng`, a typed key."""
+"""`loss_fn(model, batch) -> LossSums`; a stochastic one is called with a keyword `rng`, a typed key, and one that
+learns from a fixed teacher with a keyword `teacher`, that model's parameters."""
 
 Metrics = dict[str, Array]
-TrainStep = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+
+
+class TrainStep(Protocol):
+    """`step(state, batch)`, or with the parameters of a fixed teacher `step(state, batch, teacher)`."""
+
+    def __call__(self, state: TrainState, batch: Any, teacher: Any = None) -> tuple[TrainState, Metrics]: ...
 
 
 def count_batch_tokens(batch: Any) -> Int32[Array, ""]:
@@ -63,12 +69,15 @@ def make_train_step(
     selection biases have no gradient (give `make_optimizer` their names as frozen): every update moves each one by
     `balancing_bias_rate` towards a balanced load, unless `frozen_patterns` cover it.
 
+    `train_step(state, batch, teacher)` gives its third argument to the loss, as `teacher=`: the parameters of another
+    model, which are not differentiated, kept in the state or returned.
+
     A stochastic loss gets `rng=` a key that is different for every step and micro-batch. An optimizer that takes extra
     arguments is given the keyword `grad_norm`.
     """
     with_extra_args = optax.with_extra_args_support(optimizer)
 
-    def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, batch: Any, teacher: Any = None) -> tuple[TrainState, Metrics]:
         named = flatten_with_names(state.params)
         structure = jax.tree.structure(state.params)
         frozen = matching_names(list(named), frozen_patterns)
@@ -77,7 +86,7 @@ def make_train_step(
 
         def objective(trained: dict[str, Array], batch: Any, rng: Array) -> tuple[Array, LossSums]:
             params = jax.tree.unflatten(structure, [trained.get(name, leaf) for name, leaf in named.items()])
-            extra = {"rng": rng} if stochastic else {}
+            extra = ({"rng": rng} if stochastic else {}) | ({} if teacher is None else {"teacher": teacher})
             sums = loss_fn(nnx.merge(graphdef, params), batch, **extra)
             return sum(sums.auxiliary.values(), sums.loss + sums.z_loss), sums
 

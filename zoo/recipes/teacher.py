@@ -1,0 +1,126 @@
+"""Runs with a fixed teacher: what does not fit is refused, and a resumed run has the teacher that it began with."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+from jax.sharding import Mesh
+
+from zoo.data import Tokenizer
+from zoo.errors import UserError
+from zoo.interop import read_config, source_of
+from zoo.models import CoDistilledConfig, DecoderConfig
+from zoo.recipes.recipe import Recipe
+from zoo.recipes.weights import load_params
+from zoo.training.mfu import TRAINING_TO_FORWARD
+from zoo.training.run_directory import write_json_atomically
+from zoo.training.teacher import DistillationConfig, weights_fingerprint
+
+WEIGHTS = "teacher.json"
+"""File of a run directory that says which weights its teacher has."""
+
+
+def teacher_config(recipe: Recipe) -> Any:
+    """The architecture of the fixed teacher, None without one. Raises `UserError` if it is no checkpoint."""
+    if recipe.teacher is None:
+        return None
+    try:
+        return read_config(recipe.teacher)
+    except UserError as error:
+        raise UserError(f"--teacher {error}") from None
+
+
+def check_teacher(recipe: Recipe) -> None:
+    """Raises `UserError` if a teacher is given to a run that can have none, if it is none for this run (no decoder, of
+    another vocabulary, of a shorter context, with other encoders), or if there is none and options are given to it."""
+    path = recipe.teacher
+    if path is None:
+        for field in dataclasses.fields(DistillationConfig):
+            value = getattr(recipe.distillation, field.name)
+            if value != field.default:
+                raise UserError(f"distillation.{field.name}={value} needs a teacher: say --teacher CKPT")
+        return
+    kinds = {
+        "trains a pair, which has a teacher of its own": isinstance(recipe.model, CoDistilledConfig),
+        "trains a tokenizer of images": recipe.trains_images,
+        "trains a model that guesses masked tokens": recipe.trains_masked,
+    }
+    for kind, applies in kinds.items():
+        if applies:
+            raise UserError(f"--teacher {path}: {recipe.name} {kind}; a teacher is for decoders, leave it out")
+    teacher = teacher_config(recipe)
+    if source_of(path) == "quantised":
+        raise UserError(f"--teacher {path} has packed weights, which are for inference: give the model they come from")
+    if not isinstance(teacher, get_args(DecoderConfig)):
+        kind = type(teacher).__name__.removesuffix("Config")
+        raise UserError(f"--teacher {path} holds a {kind}, which is no decoder: it says nothing of the next token")
+    if teacher.vocab_size != recipe.model.vocab_size:
+        raise UserError(
+            f"--teacher {path} has a vocabulary of {teacher.vocab_size} and this run model.vocab_size="
+            f"{recipe.model.vocab_size}: they must be the same"
+        )
+    if teacher.max_position_embeddings < recipe.data.sequence_length:
+        raise UserError(
+            f"--teacher {path} reads at most {teacher.max_position_embeddings} tokens, data.sequence_length="
+            f"{recipe.data.sequence_length} is longer: shorten it, or choose another teacher"
+        )
+
+
+def check_teacher_tokenizer(recipe: Recipe, tokenizer: Tokenizer, of_teacher: Tokenizer | None) -> None:
+    """Raises `UserError` if the teacher was trained with another tokenizer; None: it has none to compare with."""
+    if of_teacher is not None and of_teacher.fingerprint != tokenizer.fingerprint:
+        raise UserError(
+            f"--teacher {recipe.teacher} was trained with another tokenizer (sha256 {of_teacher.fingerprint[:12]}...) "
+            f"than this run's (sha256 {tokenizer.fingerprint[:12]}...): they must be the same"
+        )
+
+
+def load_teacher(recipe: Recipe, mesh: Mesh) -> Any:
+    """The teacher's parameters, sharded by the recipe's rules; None without a teacher. Raises `UserError` if they
+    cannot be read."""
+    if recipe.teacher is None:
+        return None
+    try:
+        return load_params(recipe.teacher, recipe, mesh)
+    except UserError as error:
+        raise UserError(f"--teacher {error}") from None
+
+
+def check_same_teacher(recipe: Recipe, params: Any, *, new: bool) -> None:
+    """Writes down which weights the teacher of a new run has; of one that is resumed, raises `UserError`, on all
+    processes alike, if it began with others. `params` is what `load_teacher` gave."""
+    if params is None:
+        return
+    path, found = Path(recipe.run_dir) / WEIGHTS, weights_fingerprint(params)
+    if not new and path.is_file():
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))["sha256"]
+        except (ValueError, LookupError, TypeError) as error:
+            raise UserError(f"{path} cannot be read ({error}): it says which weights the run's teacher has") from None
+        if saved != found:
+            raise UserError(
+                f"--teacher {recipe.teacher} has other weights (sha256 {found[:12]}...) than when {recipe.run_dir} "
+                f"began (sha256 {saved[:12]}...): put those back, or choose another --run-dir"
+            )
+    elif jax.process_index() == 0:
+        write_json_atomically(path, {"path": recipe.teacher, "sha256": found})
+
+
+def flops_per_token(recipe: Recipe) -> float:
+    """Forward floating-point operations per token of the model, and of the teacher a part so that a training step
+    takes `TRAINING_TO_FORWARD` times as many: it is not differentiated."""
+    length, teacher = recipe.data.sequence_length, teacher_config(recipe)
+    model = recipe.model.flops_per_token(length)
+    return model if teacher is None else model + teacher.flops_per_token(length) / TRAINING_TO_FORWARD
+
+
+def describe_teacher(recipe: Recipe) -> str:
+    """A line for the beginning of a run, with a line break before it; empty without a teacher."""
+    teacher, how = teacher_config(recipe), recipe.distillation
+    if teacher is None:
+        return ""
+    text = f"\nteacher    {recipe.teacher}: {teacher.num_parameters():,} parameters, {how.kind} KL"
+    text += f", temperature {how.temperature:g}" if how.temperature != 1 else ""
+    return text + (f", {how.hard_label_weight:.0%} real labels" if how.hard_label_weight else "")
