@@ -15,6 +15,11 @@ def default_shared() -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def named(entry: str) -> str:
+    """A path as a report names it: the file and its folder, not where that lies on this machine."""
+    return "/".join(Path(entry).parts[-2:])
+
+
 def training_novels() -> tuple[str, ...]:
     """The file to train on, as paths; none where it is not there."""
     shared = default_shared()

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from experiments.shared_folder import long_novels, training_novels
+from experiments.shared_folder import long_novels, named, training_novels
 from zoo.data import Corpus, DataConfig, Tokenizer, open_corpus, train_tokenizer
 from zoo.data.readers import open_documents, text_of
 from zoo.data.sources import find_files
@@ -87,11 +87,6 @@ def prepare(
         streams = [joined(limited(_texts(corpus, "train"), most_bytes), tokenizer), *encoded(documents, tokenizer)]
         write_texts(Texts(streams[0], tuple(streams[1:]), tokenizer.bos_id, source), out / "texts.npz")
     return read_texts(out)
-
-
-def named(entry: str) -> str:
-    """A path as a report names it: the file and its folder, not where that lies on this machine."""
-    return "/".join(Path(entry).parts[-2:])
 
 
 def check_setting(out: Path, setting: Mapping[str, Any]) -> None:

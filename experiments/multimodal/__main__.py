@@ -25,7 +25,7 @@ class Multimodal:
     """Trains all models, run by run, and reports. It may be stopped at any time: what is done is not done again."""
 
     quick: bool = False
-    """Two minutes: tiny models, few steps, one seed, drawn data; shows that it works and nothing else."""
+    """A minute: tiny models, few steps, one seed, drawn data; shows that it works and nothing else."""
     out: Path | None = None
     """Folder of the results, one JSON for each run; default runs/multimodal, with --quick .../quick."""
     shared: Path | None = None

@@ -1,6 +1,7 @@
 """python -m experiments.sparse_vs_dense: a mixture of experts against a dense model of equal active FLOPs."""
 
 import datetime
+import functools
 import json
 import os
 import sys
@@ -8,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.runs import run_in_process, say
-from experiments.shared_folder import training_novels
+from experiments.shared_folder import named, training_novels
 from experiments.sparse_vs_dense import findings, pictures, report
 from experiments.sparse_vs_dense.arms import DENSE, FULL, QUICK, SPARSE, Run, Workload, comparison, recipe_of, sweep
 from experiments.sparse_vs_dense.worker import Result, read_result
@@ -73,7 +74,8 @@ def prepare(out: Path, workload: Workload, data: tuple[str, ...]) -> str:
     were made with other text or other sizes."""
     recipe = recipe_of(Run(DENSE, 0, 1e-3, 1), workload, data, None, str(out))
     corpus = open_corpus(recipe.data)
-    described = json.loads(json.dumps({"text": corpus.fingerprint, "workload": asdict(workload)}))
+    sizes = {name: value for name, value in asdict(workload).items() if name != "seeds"}  # more of them may be added
+    described = json.loads(json.dumps({"text": corpus.fingerprint, "workload": sizes}))
     setting = out / "setting.json"
     if not setting.is_file():
         tokenizer_for(corpus, recipe.data).save(out / "tokenizer")
@@ -82,7 +84,7 @@ def prepare(out: Path, workload: Workload, data: tuple[str, ...]) -> str:
     for name, value in described.items():
         if before.get(name) != value:
             raise UserError(f"{out} holds runs with another {name}: give another --out, or remove it")
-    return corpus.description
+    return functools.reduce(lambda text, entry: text.replace(entry, named(entry)), data, corpus.description)
 
 
 def train(run: Run, size: str, path: Path, tokenizer: Path, data: tuple[str, ...]) -> None:

@@ -12,7 +12,7 @@ names, without it they are drawn and sounded.
 
 Cost: ten to fifteen minutes on one CPU core that was shared with other work, and two and a half for the image
 tokenizer (three runs of 26 November 2026).
-Expected result (docs/benchmarks/2026-11-26-multimodal.md, mean of three seeds): held-out spoken digits 98 % right, of a
+Expected result: (docs/benchmarks/2026-11-26-multimodal.md, three seeds) held-out spoken digits 98 % right, of a
 speaker never heard 85 %, images of digits 92 %, the first or last digit of a video 91 %, of two images 89 %, drawn
 digits 43 %; captions and statements about pictures no better than without the pictures.
 """
