@@ -1,13 +1,18 @@
 """Runs of an experiment that take a process each: progress on the terminal, output in a log, failures in one line."""
 
 import datetime
+import json
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[1]
 
 
 def say(text: str) -> None:
@@ -28,3 +33,17 @@ def run_in_process(name: str, module: str, arguments: Sequence[str], log: Path, 
     if done.returncode:
         raise UserError(f"{name} ended with exit code {done.returncode}; {log} says why. Run the same command again")
     say(f"  {time.time() - began:.0f} s")
+
+
+def worker_environment(out: Path) -> dict[str, str]:
+    """Of a run in a process of its own: compiled programs are kept in the folder for the runs of other seeds."""
+    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"}
+    return {**cache, **os.environ, "PYTHONPATH": path}
+
+
+def write_json(value: Any, path: Path) -> None:
+    """One line of JSON, the file whole or not at all: what is there, is a finished result."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.rename(path)

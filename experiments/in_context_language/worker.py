@@ -15,7 +15,7 @@ from experiments.in_context_language.evaluation import Measured, Setting, measur
 from experiments.in_context_language.lessons import write_lessons
 from experiments.in_context_language.scores import Score
 from experiments.in_context_language.stages import WORKLOADS, Run, Stage, Workload, model_of, recipe_of
-from experiments.runs import say
+from experiments.runs import say, write_json
 from zoo import train
 from zoo.data import Tokenizer, load_tokenizer
 from zoo.errors import UserError, run_command
@@ -122,7 +122,7 @@ def train_stage(
         words={str(direction): part for direction, part in words.items()},
     )
     say(f"{run.name}, {stage.name}, attempt {attempt}: words found {words}")
-    _write(asdict(result), kept)
+    write_json(asdict(result), kept)
     documents.unlink()
     return result
 
@@ -135,7 +135,7 @@ def measure_all(model: Any, tokenizer: Tokenizer, workload: Workload, folder: Pa
         if setting not in [each.setting for each in found]:
             found.append(measure(model, tokenizer, setting, workload.test_languages, workload.test_questions))
             say(f"{setting}: chrF {found[-1].score}, exact {found[-1].score.exact:.0f} %")
-            _write([asdict(each) for each in found], kept)
+            write_json([asdict(each) for each in found], kept)
     return tuple(found)
 
 
@@ -163,13 +163,7 @@ def read_result(path: Path) -> Result:
 
 def write_result(result: Result, path: Path) -> None:
     """One JSON file, whole or not at all."""
-    _write(asdict(result), path)
-
-
-def _write(value: Any, path: Path) -> None:
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, ensure_ascii=False) + "\n")
-    unfinished.rename(path)
+    write_json(asdict(result), path)
 
 
 def _stage_from(fields: dict) -> StageResult:

@@ -18,9 +18,8 @@ from experiments.likelihood_vs_position.texts import (
     prepare,
     read_documents,
 )
-from experiments.likelihood_vs_position.training import worker_environment
 from experiments.likelihood_vs_position.worker import Result, read_result, result_of, write_result
-from experiments.runs import run_in_process, say
+from experiments.runs import run_in_process, say, worker_environment
 from experiments.shared_folder import named
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command

@@ -1,11 +1,9 @@
 """Training of small models in stages of growing length, on rows that the caller draws."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,6 @@ from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedul
 from zoo.training.state import TrainState, create_state
 from zoo.training.step import jit_train_step, make_train_step
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 SMOOTHED_STEPS = 20
 """Training losses are averaged over so many steps."""
 
@@ -114,10 +111,3 @@ def train(config: Any, stages: Sequence[Stage], optimizer: OptimizerConfig, draw
                 say(f"step {len(losses)}, length {stage.length}: {curve[-1][1]:.4f} nats per token")
         seconds.append(statistics.median(times))
     return Trained(trainer.model(), tuple(curve), tuple(seconds))
-
-
-def worker_environment(out: Path) -> dict[str, str]:
-    """Of a run in a process of its own: compiled programs are kept in the folder for the runs of other seeds."""
-    path = os.pathsep.join([str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
-    cache = {"JAX_COMPILATION_CACHE_DIR": str(out / "compiled"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "1"}
-    return {**cache, **os.environ, "PYTHONPATH": path}

@@ -15,7 +15,7 @@ from experiments.likelihood_vs_position.rows import Rows, draw_rows, passages
 from experiments.likelihood_vs_position.scoring import score_in_chunks
 from experiments.likelihood_vs_position.texts import Texts, read_texts
 from experiments.likelihood_vs_position.training import train
-from experiments.runs import say
+from experiments.runs import say, write_json
 
 POINTS_PER_OCTAVE = 4
 
@@ -106,9 +106,7 @@ def read_result(path: Path) -> Result:
 
 def write_result(result: Any, path: Path) -> None:
     """One JSON file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(result)) + "\n")
-    unfinished.rename(path)
+    write_json(asdict(result), path)
 
 
 def main() -> None:

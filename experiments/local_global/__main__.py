@@ -7,13 +7,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from experiments.likelihood_vs_position.texts import default_texts, prepare
-from experiments.likelihood_vs_position.training import worker_environment
 from experiments.local_global import pictures, report
 from experiments.local_global.arms import FULL, QUICK, runs_of
 from experiments.local_global.copying import make_test
 from experiments.local_global.costs import read_costs
 from experiments.local_global.worker import Result, read_result
-from experiments.runs import run_in_process, say
+from experiments.runs import run_in_process, say, worker_environment
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 

@@ -17,6 +17,7 @@ from experiments.long_context_recall.media import MediaSources, media_sample
 from experiments.long_context_recall.registry import tasks
 from experiments.long_context_recall.samples import Sample, Setting, candidate_ids
 from experiments.long_context_recall.scores import likelihood_rank, score
+from experiments.runs import write_json
 from zoo.data import MediaConfig, Tokenizer, load_media_prompt
 from zoo.errors import UserError
 from zoo.inference import (
@@ -199,9 +200,7 @@ def _result(subject: Subject, sample: Sample, tokens: int, likelihoods, new, beg
 def write_cell(result: CellResult, folder: Path) -> Path:
     """One JSON file named after the cell."""
     path = folder / f"{result.cell.name}.json"
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(result)) + "\n")
-    unfinished.rename(path)
+    write_json(asdict(result), path)
     return path
 
 

@@ -25,6 +25,7 @@ from experiments.multimodal.arms import (
 from experiments.multimodal.drawing import draw
 from experiments.multimodal.prepare import Prepared
 from experiments.multimodal.tasks import HeldOut, measure
+from experiments.runs import write_json
 from zoo import train
 from zoo.data import DataConfig, MediaVocabulary, Tokenizer, load_media_prompt, load_tokenizer
 from zoo.inference import ImageOutput, generate, stack_prompts
@@ -179,9 +180,7 @@ def read_result(path: Path) -> Result:
 
 def write_result(result: Result, path: Path) -> None:
     """One JSON file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(result)) + "\n")
-    unfinished.rename(path)
+    write_json(asdict(result), path)
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.runs import write_json
 from experiments.sparse_vs_dense.arms import FULL, QUICK, Run, model_of, recipe_of
 from zoo import train
 from zoo.training.metrics import read_metrics
@@ -96,9 +97,7 @@ def read_result(path: Path) -> Result:
 
 def write_result(result: Result, path: Path) -> None:
     """One JSON file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(asdict(result)) + "\n")
-    unfinished.rename(path)
+    write_json(asdict(result), path)
 
 
 def main() -> None:

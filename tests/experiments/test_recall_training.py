@@ -362,7 +362,7 @@ def test_a_tiny_run_trains_is_examined_and_goes_on_where_it_was_stopped(out, wor
     monkeypatch.setattr(worker, "train_attempt", nothing)
     assert worker.carry_out(Run(MAIN, 0), size, out, folder) == result  # from what was kept
     path = out / "result.json"
-    worker.write(dataclasses.asdict(result), path)
+    worker.write_json(dataclasses.asdict(result), path)
     assert worker.read_result(path) == result
     stretched = worker.examined_model(loaded.model, Arm("x", "", examined=(("rope_theta", 5e4),)))
     assert stretched.config.rope_theta == 5e4

@@ -165,7 +165,7 @@ def test_damaged_collections_are_refused_with_their_name(tmp_path):
 
 def test_the_real_collections_are_what_their_sources_say(shared_dir):
     if not (shared_dir / NIH_HANNOVER).is_file():
-        pytest.skip(f"no {NIH_HANNOVER}")
+        pytest.skip(f"optional test data: no file {NIH_HANNOVER}")
     rays = read_nih_hannover(shared_dir)
     assert rays.images.shape == (1243, 64, 64)
     names, counts = np.unique(rays.labels, return_counts=True)

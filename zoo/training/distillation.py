@@ -104,12 +104,7 @@ def chunked_distillation(
     for name, soft_cap in (("student_soft_cap", student_soft_cap), ("teacher_soft_cap", teacher_soft_cap)):
         if soft_cap is not None and not soft_cap > 0:
             raise ValueError(f"{name} must be positive or None, not {soft_cap}")
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
-    if not 0 <= hard_label_weight <= 1:
-        raise ValueError(f"hard_label_weight must lie in 0 .. 1, not {hard_label_weight}")
+    check_options(kind, temperature, hard_label_weight)
     if not train_teacher:
         teacher_hidden, teacher_embedding = jax.lax.stop_gradient((teacher_hidden, teacher_embedding))
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
@@ -142,6 +137,16 @@ def chunked_distillation(
     return DistillationSums(
         minimised, distillation, student_loss, student_z_loss, teacher_loss, weight=jnp.sum(weights)
     )
+
+
+def check_options(kind: Kind, temperature: float, hard_label_weight: float) -> None:
+    """Raises ValueError for an unknown kind, a temperature that is not above 0, or a weight outside of 0 .. 1."""
+    if kind not in get_args(Kind):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
+    if not temperature > 0:
+        raise ValueError(f"temperature must be positive, not {temperature}")
+    if not 0 <= hard_label_weight <= 1:
+        raise ValueError(f"hard_label_weight must lie in 0 .. 1, not {hard_label_weight}")
 
 
 class _Distillation(NamedTuple):

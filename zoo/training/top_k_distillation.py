@@ -15,14 +15,14 @@ A tail that was dropped, with the K words scaled up to 1, would teach the studen
 
 import math
 from functools import partial
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from zoo.parallel import divided, enter_sublayer, gather, spmd, sum_over, sum_scatter
-from zoo.training.distillation import Kind, tempered
+from zoo.training.distillation import Kind, check_options, tempered
 from zoo.training.losses import default_chunk_length
 from zoo.training.output_head import (
     HeadSettings,
@@ -137,12 +137,7 @@ def chunked_top_k_distillation(
         raise ValueError(f"chunk_length must be at least 1, not {chunk_length}")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"soft_cap must be positive or None, not {soft_cap}")
-    if kind not in get_args(Kind):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
-    if not temperature > 0:
-        raise ValueError(f"temperature must be positive, not {temperature}")
-    if not 0 <= hard_label_weight <= 1:
-        raise ValueError(f"hard_label_weight must lie in 0 .. 1, not {hard_label_weight}")
+    check_options(kind, temperature, hard_label_weight)
     teacher, weights = jax.lax.stop_gradient((teacher, weights.astype(jnp.float32)))
 
     def sums(hidden, table, log_probabilities, ids, log_tail, targets, weights):

@@ -10,13 +10,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.likelihood_vs_position.training import worker_environment
 from experiments.long_context_recall.training import pictures, report
 from experiments.long_context_recall.training.arms import Run, arm_named, runs_of
 from experiments.long_context_recall.training.sizes import SIZES
 from experiments.long_context_recall.training.texts import prepare, size_of
 from experiments.long_context_recall.training.worker import read_result
-from experiments.runs import run_in_process, say
+from experiments.runs import run_in_process, say, worker_environment, write_json
 from experiments.shared_folder import default_shared
 from experiments.sparse_vs_dense.report import describe
 from zoo.errors import UserError
@@ -100,9 +99,7 @@ def fill(run: Run, name: str, out: Path, path: Path, digest: str) -> None:
     arguments = [name, run.arm, str(run.seed), str(out), str(unsigned)]
     run_in_process(run.name, WORKER, arguments, unsigned.with_suffix(".log"), worker_environment(out))
     fields = {DIGEST: digest, **json.loads(unsigned.read_text())}
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(fields) + "\n")
-    unfinished.rename(path)
+    write_json(fields, path)
     unsigned.unlink()
 
 

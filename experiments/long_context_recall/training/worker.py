@@ -25,7 +25,7 @@ from experiments.long_context_recall.training.keys import UNSEEN
 from experiments.long_context_recall.training.sizes import SIZES, Size
 from experiments.long_context_recall.training.texts import passages, read_training
 from experiments.long_context_recall.training.trainer import answered, new_model, train_stage
-from experiments.runs import say
+from experiments.runs import say, write_json
 from experiments.shared_folder import default_shared
 from zoo.data import Tokenizer
 from zoo.errors import run_command
@@ -91,7 +91,7 @@ def carry_out(run: Run, size: Size, out: Path, folder: Path) -> Result:
     if not kept.is_file():
         folder.mkdir(parents=True, exist_ok=True)
         rows = passages(test_text, tokenizer.bos_id, workload.text_passages, workload.text_length)
-        write(text_loss(model, tokenizer, rows), kept)
+        write_json(text_loss(model, tokenizer, rows), kept)
     cells = examine(model, tokenizer, test_text, size.grid_of(arm.name), folder / "cells")
     return Result(
         run, workload_parameters(workload), workload.trained_length, stages, json.loads(kept.read_text()), cells
@@ -109,7 +109,7 @@ def train(run: Run, workload: Workload, words: Wording, hay: Any, folder: Path) 
             if not kept.is_file():
                 model = new_model(workload, run.seed) if before is None else load(before).model
                 shutil.rmtree(here, ignore_errors=True)  # of an attempt that was stopped while it was written
-                write(asdict(train_attempt(run, workload, number, attempt, model, words, hay, here)), kept)
+                write_json(asdict(train_attempt(run, workload, number, attempt, model, words, hay, here)), kept)
             found.append(stage_from(json.loads(kept.read_text())))
             if before is not None:
                 shutil.rmtree(before, ignore_errors=True)
@@ -174,7 +174,7 @@ def workload_parameters(workload: Workload) -> int:
 
 
 def read_result(path: Path) -> Result:
-    """The inverse of `write(asdict(result), path)`."""
+    """The inverse of `write_json(asdict(result), path)`."""
     fields = json.loads(path.read_text())
     fields.pop("made_with", None)  # the study's
     stages, examined = map(stage_from, fields["stages"]), (_cell_from(cell) for cell in fields["examined"])
@@ -190,20 +190,13 @@ def stage_from(fields: dict) -> StageResult:
     return StageResult(**fields | {"training": tuple(map(tuple, fields["training"]))})
 
 
-def write(value: Any, path: Path) -> None:
-    """One JSON file, whole or not at all."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value) + "\n")
-    unfinished.rename(path)
-
-
 def main() -> None:
     """Arguments: the size, the arm, the seed, the folder of runs and texts, and where the result goes. The checkpoint
     of the last stage stays."""
     size, arm, seed, out, path = sys.argv[1:]
     run, began = Run(arm, int(seed)), time.time()
     folder = Path(out) / "runs" / run.name
-    write(asdict(carry_out(run, SIZES[size], Path(out), folder)), Path(path))
+    write_json(asdict(carry_out(run, SIZES[size], Path(out), folder)), Path(path))
     say(f"{run.name}: {time.time() - began:.0f} s; its folder is {folder}")
 
 
