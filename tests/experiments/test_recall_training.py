@@ -37,8 +37,9 @@ from experiments.long_context_recall.words import cities
 from zoo.errors import UserError
 from zoo.interop import load
 
-FACTS, SHORT = FULL.stages[0], FULL.stages[2]
+FACTS = FULL.stages[0]
 DOCUMENTS = [stage for stage in FULL.stages if stage.form == "document"]
+SHORT = DOCUMENTS[0]
 TINY = Size(
     dataclasses.replace(
         QUICK_SIZE.workload,
@@ -203,10 +204,33 @@ def test_a_repeated_fact_has_its_number_again_and_only_that_counts(words, hay):
         first = dict(reversed(told))
         assert len(first) == stage.needles and all(first[key] == value for key, value in told)
         assert set(np.unique(weights)) == {0.0, 1.0} and answers.max() >= 1
+        # Of a key that is asked for, all but the first token count: it can be looked up.
+        (asked,) = np.flatnonzero(answers == 1)[:1]
+        space = len(words.value(stage.digits, random())) - stage.digits
+        assert weights[asked - space - len(words.bare) - 1] == stage.key_weight == 1.0
         for question in range(1, answers.max() + 1):
             assert (answers == question).sum() in (0, stage.digits)
         # The facts themselves come first and do not count.
         assert np.flatnonzero(weights)[0] > stage.needles * 5
+
+
+def test_a_question_without_text_breaks_off_anywhere_between_key_and_number(words, hay):
+    stage = dataclasses.replace(FACTS, form="questions", length=320, digits=3, batch_size=8)
+    rows, gaps = draw_rows(words, hay, stage, random(12), ("words",)), set()
+    for tokens, answers in zip(rows.tokens, rows.answers, strict=True):
+        text = words.tokenizer.decode(tokens.tolist())
+        told = dict(re.findall(r"The special magic ([A-Z][a-z]+) number is: (\d{3})", text))
+        assert len(told) == stage.needles
+        for question in range(1, answers.max() + 1):
+            where = np.flatnonzero(answers == question)
+            if not len(where):
+                continue  # it did not fit
+            before = words.tokenizer.decode(tokens[: where[0]].tolist())
+            _, _, asked = before.rpartition("What is the special magic ")
+            key, _, wording = asked.partition(" ")
+            assert told[key] == words.tokenizer.decode(tokens[where].tolist())
+            gaps.add(len(wording))
+    assert len(gaps) > 10, "the way from the key to the number must have many lengths"
 
 
 def test_a_row_without_needles_is_text_and_all_of_it_counts(words, hay):
@@ -253,11 +277,11 @@ def test_padding_is_no_part_of_the_segment(words, hay):
 def test_rows_of_every_stage_can_be_drawn_and_ask_something(words, hay, stage):
     rows = draw_rows(words, hay, dataclasses.replace(stage, batch_size=1), random(11))
     assert rows.tokens.shape == (1, stage.length + 1) and rows.answers.any()
-    assert stage.lm_weight > 0 or stage.form == "facts"
+    assert stage.lm_weight > 0 or stage.form != "document"
 
 
 def test_the_curriculum_grows_to_the_length_that_the_aim_asks_for():
-    lengths = [stage.length for stage in FULL.stages]
+    lengths = [stage.length for stage in FULL.stages if stage.form == "document"]
     assert lengths == sorted(lengths) and FULL.trained_length >= 8192
     assert FULL_SIZE.main.levels[-1].length == REACH * FULL.trained_length
     assert len(FULL_SIZE.seeds) >= 3 and not FULL.global_rope

@@ -1,10 +1,12 @@
 """Rows of training, made on the fly: needles in a text and questions about them, with a weight for every token.
 
-Two forms. "facts" is the shortest thing that needs matching: keys with their numbers, and the same keys again,
+Three forms. "facts" is the shortest thing that needs matching: keys with their numbers, and the same keys again,
 
     <bos> KEY number 4711 KEY number 0815 ...  KEY number 4711 KEY number 4711 KEY number 0815 ...
 
-"document" is what the tests ask, in Gemini's words (`needles`): a context of running text with needles at ends of
+"questions" has Gemini's words (`needles`) without any text: needles one after the other, and questions that break off
+anywhere between the key and the number, so that the way from the one to the other is short for some and whole for
+others. "document" is what the tests ask: a context of running text with needles at ends of
 sentences, then questions. Keys are asked for with replacement: without it the last question is answered by elimination.
 """
 
@@ -91,7 +93,7 @@ def draw_rows(
 ) -> Rows:
     """The rows of one step; `kinds` of keys other than the stage's, for tests."""
     kinds = stage.keys if kinds is None else kinds
-    make = facts if stage.form == "facts" else document
+    make = {"facts": facts, "questions": questions, "document": document}[stage.form]
     rows = [make(words, hay, stage, kinds, random) for _ in range(stage.batch_size)]
     tokens, weights, answers = (np.stack(parts) for parts in zip(*rows, strict=True))
     jumps = draw_jumps(stage, random) if stage.reach else None
@@ -126,6 +128,16 @@ class _Line:
         weights = np.full(len(tokens), self.lm_weight if weight is None else weight, np.float32)
         self.parts.append((tokens, weights, np.zeros(len(tokens), np.int32)))
 
+    @property
+    def length(self) -> int:
+        """Tokens so far."""
+        return sum(len(tokens) for tokens, _, _ in self.parts)
+
+    def asked_key(self, key: Key) -> None:
+        """A key that stands in the row already; its first token cannot be foretold."""
+        self.add(key, 0.0)
+        self.parts[-1][1][1:] = self.stage.key_weight
+
     def answer(self, value: Ids, digits: int, question: int) -> None:
         """A number whose digits count."""
         self.add(value)
@@ -151,24 +163,53 @@ class _Line:
 
 
 def facts(words: Wording, _: Haystack, stage: Stage, kinds: Sequence[KeyKind], random: np.random.Generator) -> Row:
-    """Facts, then the same ones again, with replacement, up to the end of the row; only repeated numbers count."""
-    keys = words.keys.distinct(kinds, stage.needles, random)
-    values = [words.value(stage.digits, random) for _ in keys]
+    """Facts, then the same ones again, with replacement, up to the end of the row; only repeated ones count."""
+    keys, values = _drawn(words, stage, kinds, random)
     line = _Line(stage, 0.0)
     line.add((words.tokenizer.bos_id,))
     for key, value in zip(keys, values, strict=True):
-        line.add(key)
-        line.add(words.bare)
-        line.add(value)
-    written, question = sum(len(part[0]) for part in line.parts), 0
-    while written <= stage.length:
+        line.add(np.concatenate([key, words.bare, value]).astype(np.int32))
+    question = 0
+    while line.length <= stage.length:
         which = random.integers(len(keys))
-        line.add(keys[which])
+        line.asked_key(keys[which])
         line.add(words.bare)
         line.answer(values[which], stage.digits, question)
         question += 1
-        written += len(keys[which]) + len(words.bare) + len(values[which])
     return line.row(words.tokenizer.pad_id)
+
+
+def questions(words: Wording, _: Haystack, stage: Stage, kinds: Sequence[KeyKind], random: np.random.Generator) -> Row:
+    """Needles without text, then questions, with replacement, up to the end of the row. Between key and number of a
+    question stand as many tokens of its wording as are drawn, evenly: one to all."""
+    keys, values = _drawn(words, stage, kinds, random)
+    line = _Line(stage, 0.0)
+    line.add((words.tokenizer.bos_id,))
+    for needle in _needles(words, keys, values):
+        line.add(needle)
+    question = 0
+    while line.length <= stage.length:
+        which = random.integers(len(keys))
+        line.add(words.next)
+        line.asked_key(keys[which])
+        line.add(words.follows[: random.integers(1, len(words.follows) + 1)])
+        line.answer(values[which], stage.digits, question)
+        question += 1
+    return line.row(words.tokenizer.pad_id)
+
+
+def _drawn(
+    words: Wording, stage: Stage, kinds: Sequence[KeyKind], random: np.random.Generator
+) -> tuple[list[Key], list[Ids]]:
+    """Different keys and their numbers."""
+    keys = words.keys.distinct(kinds, stage.needles, random)
+    return keys, [words.value(stage.digits, random) for _ in keys]
+
+
+def _needles(words: Wording, keys: Sequence[Key], values: Sequence[Ids]) -> list[Ids]:
+    before, between, after = words.needle
+    return [np.concatenate([before, key, between, value, after]).astype(np.int32)
+            for key, value in zip(keys, values, strict=True)]  # fmt: skip
 
 
 def document(words: Wording, hay: Haystack, stage: Stage, kinds: Sequence[KeyKind], random: np.random.Generator) -> Row:
@@ -182,11 +223,8 @@ def document(words: Wording, hay: Haystack, stage: Stage, kinds: Sequence[KeyKin
         line.add((words.tokenizer.bos_id,), 0.0)
         line.add(cut(hay, room - 1, sentence)[0])
         return line.row(words.tokenizer.pad_id)
-    keys = words.keys.distinct(kinds, stage.needles, random)
-    values = [words.value(stage.digits, random) for _ in keys]
-    before, between, after = words.needle
-    needles = [np.concatenate([before, key, between, value, after]).astype(np.int32)
-               for key, value in zip(keys, values, strict=True)]  # fmt: skip
+    keys, values = _drawn(words, stage, kinds, random)
+    needles = _needles(words, keys, values)
     room -= len(words.head) + sum(map(len, needles))
     asked: list[int] = []
     for which in random.integers(len(keys), size=stage.questions).tolist():
@@ -202,7 +240,7 @@ def document(words: Wording, hay: Haystack, stage: Stage, kinds: Sequence[KeyKin
     _add_context(line, hay, room, sentence, needles, random)
     for question, which in enumerate(asked):
         line.add(words.next if question else words.first, 0.0)
-        line.add(keys[which], 0.0)
+        line.asked_key(keys[which])
         line.add(words.follows, 0.0)
         line.answer(values[which], stage.digits, question)
     return line.row(words.tokenizer.pad_id)

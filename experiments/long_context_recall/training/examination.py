@@ -23,6 +23,8 @@ class Level:
     """How many, from 0 to 100 percent."""
     samples: int
     """Of each cell."""
+    tasks: tuple[str, ...] = ()
+    """Those of the grid that are asked here; none: all."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ class Grid:
         return [
             (Cell(task, level.length, depth), level.samples)
             for level in self.levels
-            for task in self.tasks
+            for task in level.tasks or self.tasks
             for depth in depths_of(level.depths)
         ]
 

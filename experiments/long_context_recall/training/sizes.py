@@ -40,14 +40,15 @@ class Size:
         return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
 
 
-def _levels(samples: dict[int, tuple[int, int]]) -> tuple[Level, ...]:
-    return tuple(Level(length, depths, count) for length, (depths, count) in samples.items())
+def _levels(samples: dict[int, tuple[int, int]], tasks: tuple[str, ...] = ()) -> tuple[Level, ...]:
+    return tuple(Level(length, depths, count, tasks) for length, (depths, count) in samples.items())
 
 
-LONG = {16_384: (5, 2), 32_768: (5, 2), 65_536: (5, 1), 131_072: (3, 1)}
+WITHIN = _levels({1024: (11, 2), 2048: (11, 2), 4096: (11, 2), 8192: (11, 3)})
+LONG = _levels({16_384: (5, 2), 32_768: (5, 1), 65_536: (5, 1), 131_072: (3, 1)}, ("needle", "needle-made-up"))
 FULL_SIZE = Size(
     FULL,
-    main=Grid(KEY_KINDS, _levels({1024: (11, 2), 2048: (11, 2), 4096: (11, 2), 8192: (11, 3)} | LONG)),
+    main=Grid(KEY_KINDS, WITHIN + LONG),
     others=Grid(
         ("needle", "needle-made-up", "needle-1-of-10"),
         _levels({1024: (5, 2), 2048: (5, 2), 4096: (5, 2), 8192: (11, 2), 16_384: (5, 2), 32_768: (5, 1)}),
