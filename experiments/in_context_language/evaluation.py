@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from experiments.in_context_language.answers import answer
+from experiments.in_context_language.facts import FactsConfig, draw_facts, facts_prompts
 from experiments.in_context_language.language import Vocabulary
 from experiments.in_context_language.lessons import lookup_document
 from experiments.in_context_language.prompts import DIRECTIONS, Direction, Prompt, encode_prompt
@@ -17,6 +18,8 @@ from zoo.data import Tokenizer
 from zoo.inference.model import LanguageModel
 
 Book = Literal["right", "another language's"]
+FACTS = "facts"
+"""Name of what is found in rows of facts."""
 MOST_ANSWER_TOKENS = 96
 """The longest of 500 reference translations has 80."""
 ROWS = 16
@@ -123,6 +126,13 @@ def words_found(
         given = _ask(model, tokenizer, asked)
         found[direction] = float(np.mean([text == prompt.reference for text, prompt in zip(given, asked)]))
     return found
+
+
+def facts_found(model: LanguageModel, tokenizer: Tokenizer, config: FactsConfig, rows: int, asked: int = 4) -> float:
+    """The part of facts of unseen rows that are told exactly when they come again."""
+    prompts = [p for seed in range(rows) for p in facts_prompts(draw_facts(seed, "test", config, asked))]
+    given = _ask(model, tokenizer, prompts)
+    return float(np.mean([text == prompt.reference for text, prompt in zip(given, prompts)]))
 
 
 def _ask(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[str]:

@@ -1,7 +1,8 @@
 """The documents that a stage of the training reads, and the words of unseen languages that it is tested with.
 
-Besides whole documents (`synthetic.py`) there are two kinds about words alone. Both begin with a word list; then words
-of it are asked for, some of them twice (without that the last one could be told from those before):
+Besides whole documents (`synthetic.py`) there are rows of facts (`facts.py`) and two kinds about words alone. These
+begin with a word list; then words of it are asked for, some of them twice (without that the last one could be told from
+those before):
 
     recall:  * dog = puma       lines of the list again, or the other way round: * puma = dog
     lookup:  English: dog       as a sentence is asked for
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.in_context_language.book import word_list_text, write_book
+from experiments.in_context_language.facts import Facts, asked_again, draw_facts, facts_record
 from experiments.in_context_language.grammar import Split
 from experiments.in_context_language.language import Vocabulary, make_language
 from experiments.in_context_language.prompts import DIRECTIONS, Count, Direction
@@ -23,7 +25,7 @@ from experiments.in_context_language.stages import Stage
 from experiments.in_context_language.synthetic import CONTEXTS, Document, make_document, training_record
 from zoo.data import Tokenizer
 
-KINDS = ("recall", "lookup", *CONTEXTS)
+KINDS = ("facts", "recall", "lookup", *CONTEXTS)
 
 
 def lookup_document(
@@ -38,10 +40,12 @@ def lookup_document(
 
 
 def recall_record(document: Document) -> dict[str, Any]:
-    """A line of interleaved JSONL: the document of `lookup_document` with words asked for as the list has them."""
+    """A line of interleaved JSONL: the document of `lookup_document` with words asked for as the list has them. Loss is
+    on the translation and on the letters of a made-up word after the first, which can be looked up as well."""
     parts = [(text, False) for text in document.book]
     for source, translation in document.queries:
-        parts += [(f"* {source} =", False), (f" {translation}\n", True)]
+        letters = 1 if document.direction == "into English" else len(source)
+        parts += [*asked_again(source[:letters], source[letters:]), (" =", False), (f" {translation}\n", True)]
     return {"content": [{"text": text, "loss": loss} for text, loss in parts], "kind": f"{document.direction}: recall"}
 
 
@@ -53,14 +57,15 @@ def lesson(stage: Stage, seed: int, count: Count) -> tuple[dict[str, Any], int]:
     shots = round(stage.most_shots ** generator.random())
     if kind not in KINDS:
         raise ValueError(f"stage {stage.name!r}: no kind of document is called {kind!r}")
+    if kind == "facts":
+        return _facts_lesson(stage, seed, count)
     if kind in CONTEXTS:
         document = make_document(seed, "train", kind, direction, shots, stage.questions, stage.vocabulary)
     else:
         document = lookup_document(seed, "train", direction, stage.words_asked, stage.vocabulary)
     while True:
         record = recall_record(document) if kind == "recall" else training_record(document)
-        # Predictions: <eos> is a target too, and <bos> is none.
-        tokens = sum(count(part["text"]) for part in record["content"]) + 1
+        tokens = _predictions(record, count)
         if tokens <= stage.sequence_length:
             return record, tokens
         examples, queries = document.examples, document.queries
@@ -71,6 +76,20 @@ def lesson(stage: Stage, seed: int, count: Count) -> tuple[dict[str, Any], int]:
         else:
             raise ValueError(f"stage {stage.name!r}: a document of the kind {kind!r} has {tokens} tokens, {seed=}")
         document = replace(document, examples=examples, queries=queries)
+
+
+def _predictions(record: dict[str, Any], count: Count) -> int:
+    """Tokens of a line; <eos> is a target too, and <bos> is none."""
+    return sum(count(part["text"]) for part in record["content"]) + 1
+
+
+def _facts_lesson(stage: Stage, seed: int, count: Count) -> tuple[dict[str, Any], int]:
+    facts = draw_facts(seed, "train", stage.facts, stage.words_asked)
+    while (tokens := _predictions(facts_record(facts), count)) > stage.sequence_length:
+        if len(facts.asked) == 1:
+            raise ValueError(f"stage {stage.name!r}: a row of facts has {tokens} tokens, {seed=}")
+        facts = Facts(facts.pairs, facts.asked[:-1])
+    return facts_record(facts), tokens
 
 
 def lessons(stage: Stage, tokenizer: Tokenizer, first: int) -> Iterator[dict[str, Any]]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments.in_context_language.evaluation import FACTS
 from experiments.in_context_language.findings import curve, find, settings, value
 from experiments.in_context_language.prompts import DIRECTIONS
 from experiments.in_context_language.report import Results
@@ -73,16 +74,17 @@ def draw_training(results: Results, path: Path) -> None:
             x, y = zip(*stage.training, strict=True)
             panels[0].plot(np.array(x) + begin, y, color=f"C{run.run.seed}", lw=0.9)
             begin += x[-1]
-        x = [places[stage.stage, stage.attempt] for stage in run.stages]
-        for direction, style in zip(DIRECTIONS, ("-o", "--s"), strict=True):
-            found = [100 * stage.words[direction] for stage in run.stages]
-            label = direction if run is results.runs[0] else None
+        for what, style in zip((FACTS, *DIRECTIONS), (":^", "-o", "--s"), strict=True):
+            stages = [stage for stage in run.stages if what in stage.words]
+            x = [places[stage.stage, stage.attempt] for stage in stages]
+            found = [100 * stage.words[what] for stage in stages]
+            label = what if run is results.runs[0] else None
             panels[1].plot(x, found, style, color=f"C{run.run.seed}", ms=4, lw=0.9, label=label)
     panels[0].set_xlabel("step, all stages")
     panels[0].set_ylabel("nats per token that counts")
     names = [f"{stage}\nattempt {attempt}" for stage, attempt in places]
     panels[1].set_xticks(range(len(names)), names, fontsize=7)
-    panels[1].set_ylabel("unseen words found, %")
+    panels[1].set_ylabel("unseen words or facts found, %")
     panels[1].set_ylim(0, 100)
     panels[1].legend(fontsize=7)
     _save(figure, path)

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
-from experiments.in_context_language.evaluation import Setting
+from experiments.in_context_language.evaluation import FACTS, Setting
 from experiments.in_context_language.findings import (
     Baseline,
     aims,
@@ -110,7 +110,7 @@ def _curve_rows(results: Results) -> Rows:
 
 def _stage_rows(results: Results) -> Rows:
     rows = [["seed", "stage", "attempt", "languages", "million tokens", "minutes", "loss",
-             *(f"words found, {direction}" for direction in DIRECTIONS)]]  # fmt: skip
+             "facts found", *(f"words found, {direction}" for direction in DIRECTIONS)]]  # fmt: skip
     for run in results.runs:
         for stage in run.stages:
             rows.append(
@@ -122,7 +122,7 @@ def _stage_rows(results: Results) -> Rows:
                     f"{stage.tokens / 1e6:.2f}",
                     f"{stage.seconds / 60:.1f}",
                     f"{stage.training[-1][1]:.3f}",
-                    *(f"{100 * stage.words[direction]:.0f} %" for direction in DIRECTIONS),
+                    *(f"{100 * stage.words[of]:.0f} %" if of in stage.words else "-" for of in (FACTS, *DIRECTIONS)),
                 ]
             )
     return rows

@@ -10,16 +10,27 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax import nnx
 
-from experiments.in_context_language.evaluation import Measured, Setting, measure, settings_of, words_found
+from experiments.in_context_language.evaluation import (
+    FACTS,
+    Measured,
+    Setting,
+    facts_found,
+    measure,
+    settings_of,
+    words_found,
+)
 from experiments.in_context_language.lessons import write_lessons
 from experiments.in_context_language.scores import Score
 from experiments.in_context_language.stages import WORKLOADS, Run, Stage, Workload, model_of, recipe_of
+from experiments.matching import begin_queries_like_keys
 from experiments.runs import say, write_json
 from zoo import train
 from zoo.data import Tokenizer, load_tokenizer
 from zoo.errors import UserError, run_command
-from zoo.interop import load
+from zoo.interop import load, save_run
+from zoo.models import build
 from zoo.training.metrics import read_metrics
 from zoo.training.run_directory import checkpoints_dir, saved_steps
 
@@ -47,7 +58,7 @@ class StageResult:
     training: tuple[tuple[int, float], ...]
     """(step, mean loss of the steps since the one before, in nats per token that counts)."""
     words: dict[str, float]
-    """Part of unseen words that are translated exactly at the end, by direction."""
+    """Part of unseen words that are translated exactly at the end, by direction; after facts, part of unseen ones."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +116,18 @@ def train_stage(
         here.parent.mkdir(parents=True, exist_ok=True)
         write_lessons(stage, tokens, first, documents)
     say(f"{run.name}, {stage.name}, attempt {attempt}")
-    train.train(recipe_of(run, workload, stage, documents, tokenizer, before, here), time.time())
+    begin = here.with_name(f"{here.name}-begin")
+    if not begin.is_dir():
+        write_beginning(run, workload, stage, before, tokens, begin)
+    train.train(recipe_of(run, workload, stage, documents, tokenizer, begin, here), time.time())
     if max(saved_steps(checkpoints_dir(here)), default=0) < stage.steps:
         raise UserError(f"{here} was stopped before step {stage.steps}: run the same command again")
     lines = read_metrics(here / "metrics.jsonl")
-    words = words_found(load(here).model, tokens, stage.vocabulary, workload.word_languages)
+    model = load(here).model
+    if stage.is_facts:
+        words: Mapping[str, float] = {FACTS: facts_found(model, tokens, stage.facts, workload.word_languages)}
+    else:
+        words = words_found(model, tokens, stage.vocabulary, workload.word_languages)
     with open(documents, encoding="utf-8") as file:
         count = sum(1 for _ in file)
     result = StageResult(
@@ -124,7 +142,28 @@ def train_stage(
     say(f"{run.name}, {stage.name}, attempt {attempt}: words found {words}")
     write_json(asdict(result), kept)
     documents.unlink()
+    shutil.rmtree(begin)
     return result
+
+
+def write_beginning(
+    run: Run, workload: Workload, stage: Stage, before: Path | None, tokenizer: Tokenizer, folder: Path
+) -> None:
+    """The weights of the attempt before, or new ones, in a model with the stage's window; whole or not at all."""
+    model = new_model(workload, run.seed) if before is None else load(before).model
+    config = model_of(workload, stage.window)
+    made = nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0)))
+    unfinished = folder.with_name(f"{folder.name}-unfinished")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    save_run(nnx.merge(nnx.split(made, nnx.Param)[0], nnx.state(model, nnx.Param)), unfinished, tokenizer=tokenizer)
+    unfinished.rename(folder)
+
+
+def new_model(workload: Workload, seed: int) -> Any:
+    """Random weights; queries of global layers are begun like their keys (`Workload.query_like_key`)."""
+    model = build(model_of(workload), rngs=nnx.Rngs(seed))
+    begin_queries_like_keys(model, workload.query_like_key)
+    return model
 
 
 def measure_all(model: Any, tokenizer: Tokenizer, workload: Workload, folder: Path) -> tuple[Measured, ...]:
@@ -142,14 +181,14 @@ def measure_all(model: Any, tokenizer: Tokenizer, workload: Workload, folder: Pa
 def _why_ended(stage: Stage, last: StageResult) -> str:
     reached = ", ".join(f"{part:.0%} {direction}" for direction, part in last.words.items())
     return (
-        f"after attempt {last.attempt} of the stage {stage.name!r} the model finds {reached} of unseen words in their "
-        f"list, less than {stage.gate:.0%}: it would learn no language. Give the stage more steps or attempts, or "
+        f"after attempt {last.attempt} of the stage {stage.name!r} the model finds {reached} of what is unseen, less "
+        f"than {stage.gate:.0%}: it would learn no language. Give the stage more steps or attempts, or "
         "another learning rate (stages.py)"
     )
 
 
 def mean(words: Mapping[str, float]) -> float:
-    """Of both directions."""
+    """Of all that was asked."""
     return float(np.mean(list(words.values())))
 
 

@@ -19,6 +19,7 @@ from experiments.in_context_language.evaluation import (
     settings_of,
     with_book_of,
 )
+from experiments.in_context_language.facts import FactsConfig, draw_facts, facts_prompts, facts_record
 from experiments.in_context_language.language import Vocabulary, make_language, split_of_word
 from experiments.in_context_language.lessons import KINDS, lesson, lessons, lookup_document, recall_record
 from experiments.in_context_language.materials import Entry, Material, Pair
@@ -30,6 +31,7 @@ from experiments.in_context_language.synthetic import CONTEXTS, english_texts, m
 from experiments.in_context_language.worker import Result, StageResult
 from zoo.data import Tokenizer
 from zoo.errors import UserError
+from zoo.interop import load
 from zoo.parallel import make_mesh
 
 STAGES = [pytest.param(stage, id=f"{name}, {stage.name}") for name, workload in (("full", FULL), ("quick", QUICK))
@@ -77,8 +79,16 @@ def test_a_stage_reads_documents_of_its_kinds_that_fit_with_loss_on_translations
         assert tokens <= stage.sequence_length
         direction, kind = record["kind"].split(": ")
         seen.add(kind)
+        if kind == "facts":
+            continue
         language = make_language(seed, "train", stage.vocabulary)
         own = {word for _, _, word in language.words}
+        if kind == "recall" and direction == "into English":
+            record = {
+                "content": [
+                    part | {"loss": part["text"].startswith(" ") and part["loss"]} for part in record["content"]
+                ]
+            }
         lines = counted(record).splitlines()
         assert lines and all(line.startswith(" ") for line in lines)
         if kind in ("recall", "word list") and "lookup" in stage.kinds and len(lines[0].split()) == 1:
@@ -98,7 +108,11 @@ def test_words_are_asked_for_as_the_list_has_them_or_as_sentences_are():
         assert len(set(document.queries)) < len(document.queries) == 30  # with replacement
         pairs = [pair if direction == "from English" else pair[::-1] for pair in document.queries]
         assert set(pairs) <= {(english, word) for english, _, word in document.language.words}
-        text = "".join(part["text"] for part in recall_record(document)["content"][1:])
+        parts = recall_record(document)["content"][1:]
+        text = "".join(part["text"] for part in parts)
+        counted_letters = {part["text"] for part in parts if part["loss"] and not part["text"].startswith(" ")}
+        asked = {source[1:] for source, _ in document.queries}
+        assert counted_letters == (asked if direction == "into English" else set())
         assert text == "".join(f"* {source} = {translation}\n" for source, translation in document.queries)
         name = document.language.name
         first, second = ("English", name) if direction == "from English" else (name, "English")
@@ -128,6 +142,39 @@ def test_there_are_as_many_documents_as_a_stage_reads(tokenizer):
     tokens = [sum(len(tokenizer.encode(part["text"])) for part in record["content"]) + 1 for record in found]
     assert sum(tokens[:-1]) < stage.steps * stage.batch_size * stage.sequence_length <= sum(tokens)
     assert len({json.dumps(record) for record in found}) == len(found)
+
+
+def test_facts_count_what_can_be_looked_up_and_test_rows_are_other_rows(tokenizer):
+    config = FactsConfig(facts=3, words=(1, 3), letters=(2, 5))
+    for seed in range(30):
+        facts = draw_facts(seed, "train", config, 6)
+        assert len(dict(facts.pairs)) == 3 and set(facts.asked) <= set(facts.pairs)
+        assert facts != draw_facts(seed, "test", config, 6)
+        record = facts_record(facts)
+        text = "".join(part["text"] for part in record["content"])
+        assert text == "".join(f"* {left} = {right}\n" for left, right in (*facts.pairs, *facts.asked))
+        lines = [f"{left.partition(' ')[2]} {right}".strip() for left, right in facts.asked]
+        assert [line.strip() for line in counted(record).splitlines()] == [
+            line if " " in left else right for line, (left, right) in zip(lines, facts.asked, strict=True)
+        ] or all(right in counted(record) for _, right in facts.asked)
+        # Pieces are tokenised one by one: the same ids as the told facts have, but for the document's first token.
+        pieces = [token for part in record["content"][1:] for token in tokenizer.encode(part["text"])]
+        assert pieces == [token for left, right in facts.asked for token in tokenizer.encode(f"* {left} = {right}\n")]
+        for prompt in facts_prompts(facts):
+            assert text.startswith(prompt.context[0]) and f"{prompt.question}{prompt.reference}\n" in text
+
+
+def test_a_model_begins_with_queries_like_keys_and_the_stages_window(tmp_path, tokenizer):
+    workload = dataclasses.replace(QUICK, layer_types=("local", "global"), query_like_key=1.0)
+    worker.write_beginning(Run(3), workload, workload.stages[0], None, tokenizer, tmp_path / "begin")
+    model = load(tmp_path / "begin").model
+    assert model.config.sliding_window == workload.stages[0].window == 8
+    local, last = (layer.attention for layer in model.layers)
+    assert (last.query[...] == last.key[...]).all() and (local.query[...] != local.key[...]).any()
+    worker.write_beginning(Run(4), workload, workload.stages[1], tmp_path / "begin", tokenizer, tmp_path / "next")
+    again = load(tmp_path / "next").model
+    assert again.config.sliding_window == 128
+    assert (again.layers[0].attention.query[...] == local.query[...]).all()
 
 
 # ---- what is asked in the end
@@ -169,11 +216,11 @@ def test_prompts_are_padded_to_few_lengths_and_long_ones_are_answered_few_at_a_t
 TINY = dataclasses.replace(
     QUICK,
     stages=(
-        Stage("words", ("recall", "lookup"), 256, 1, 2, SEVEN_WORDS, words_asked=2),
-        Stage("sentences", ("none", "sentences"), 256, 1, 2, SEVEN_WORDS, questions=1, most_shots=2),
+        Stage("words", ("recall", "lookup"), 256, 1, 2, vocabulary=SEVEN_WORDS, words_asked=2),
+        Stage("sentences", ("none", "sentences"), 256, 1, 2, vocabulary=SEVEN_WORDS, questions=1, most_shots=2),
     ),
     embed_dim=16,
-    num_layers=1,
+    layer_types=("local",),
     hidden_dim=16,
     word_languages=1,
     test_languages=1,
@@ -273,11 +320,13 @@ class Loaded:
 
 def test_stages_are_ordinary_recipes_that_differ_in_documents_and_length(tmp_path):
     made = [
-        recipe_of(Run(2), FULL, stage, tmp_path / "d.jsonl", tmp_path, tmp_path if number else None, tmp_path / "run")
-        for number, stage in enumerate(FULL.stages)
+        recipe_of(Run(2), FULL, stage, tmp_path / "d.jsonl", tmp_path, tmp_path, tmp_path / "run")
+        for stage in FULL.stages
     ]
-    assert len({str(recipe.model) for recipe in made}) == 1 and {recipe.seed for recipe in made} == {2}
-    assert [recipe.init_from is None for recipe in made] == [True, False, False, False]
+    assert [recipe.model.sliding_window for recipe in made] == sorted(stage.window for stage in FULL.stages)
+    same = {str(dataclasses.replace(recipe.model, sliding_window=1)) for recipe in made}
+    assert len(same) == 1 and {recipe.seed for recipe in made} == {2}
+    assert {recipe.init_from for recipe in made} == {str(tmp_path)}
     assert [recipe.data.sequence_length for recipe in made] == sorted(recipe.data.sequence_length for recipe in made)
     model = model_of(FULL)
     assert not model.global_rope and model.max_position_embeddings >= 256 * 64  # all sentences of the curve

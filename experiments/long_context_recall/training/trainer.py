@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -16,6 +15,7 @@ from experiments.long_context_recall.haystacks import Haystack
 from experiments.long_context_recall.training.curriculum import Stage, Workload, model_of, optimizer_of
 from experiments.long_context_recall.training.documents import Rows, Wording, batch_of, draw_rows
 from experiments.long_context_recall.training.keys import KeyKind
+from experiments.matching import begin_queries_like_keys
 from experiments.runs import say
 from zoo.models import build
 from zoo.training.losses import next_token_loss
@@ -47,12 +47,7 @@ class Trained:
 def new_model(workload: Workload, seed: int) -> Any:
     """Random weights; queries of global layers are begun like their keys (`Workload.query_like_key`)."""
     model = build(model_of(workload, workload.stages[0].window), rngs=nnx.Rngs(seed))
-    like = workload.query_like_key
-    for number, layer in enumerate(model.layers):
-        if model.config.window(number) is None:
-            attention = layer.attention
-            key = jnp.repeat(attention.key[...], workload.num_heads // workload.num_kv_heads, axis=1)
-            attention.query[...] = like * key + (1 - like**2) ** 0.5 * attention.query[...]
+    begin_queries_like_keys(model, workload.query_like_key)
     return model
 
 
