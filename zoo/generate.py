@@ -62,6 +62,8 @@ class Generate:
     """Ids that end a row. Default: the model's end tokens for --prompt and --chat, none for --tokens."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    """Dtype of the keys and values that are kept. Default: the compute dtype."""
     attention: AttentionName | None = None
     """Which attention kernels. Default: the best ones for the back end."""
     mesh: str | None = None
@@ -161,6 +163,7 @@ def _generate(options: Generate, loaded, tokens, mask, stop_tokens: Sequence[int
         mesh=_mesh(options),
         media=media,
         image_output=images or _words_only(loaded),
+        cache_dtype=options.cache_dtype,
     )
 
 

@@ -3,8 +3,9 @@ checkpoint's recall by depth and length, as heat map, table and JSON.
 
 python -m experiments.long_context_recall --arms main --seeds 0           # a part of the study; the rest another day
 python -m experiments.long_context_recall --report docs/benchmarks/2026-12-01-recall.md
+python -m experiments.long_context_recall --media video audio              # models of video and speech instead
 python -m experiments.long_context_recall --checkpoint RUN --tasks needle needle-made-up --lengths 1024,4096,16384
-python -m experiments.long_context_recall --checkpoint RUN --lengths 131072 --depths 1 --cache-dtype bfloat16
+python -m experiments.long_context_recall --checkpoint RUN --lengths 131072 --depths 1 --cache-dtype int8
 python -m experiments.long_context_recall --quick
 """
 
@@ -32,11 +33,15 @@ class LongContextRecall:
     the tasks, lengths and all that is about samples belong to a checkpoint."""
     arms: tuple[str, ...] = ()
     """Of the study, by name; default all of training/arms.py."""
+    media: tuple[str, ...] = ()
+    """The study of models that find a word in a long video or a keyword in long speech, instead of that of text:
+    video, audio or both (media_training/sizes.py)."""
     seeds: str = ""
     """Of each arm, with commas between them; default 0,1,2."""
     results: Path | None = None
     """Folder of the study's results, one JSON for each run, small enough to be committed: a study goes on from them
-    on any machine. Default docs/benchmarks/long-context-recall, with --quick a folder in --out."""
+    on any machine. Default docs/benchmarks/long-context-recall, of media long-context-recall-media, with --quick a
+    folder in --out."""
     only_report: bool = False
     """Trains nothing: reports what the folder of results has."""
     tasks: tuple[str, ...] = ("needle",)
@@ -51,8 +56,8 @@ class LongContextRecall:
     """Of each cell."""
     seed: int = 0
     """Of everything that is drawn."""
-    cache_dtype: Literal["float32", "bfloat16"] | None = None
-    """Of keys and values; default: the compute dtype."""
+    cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
+    """Of keys and values, int8 with a scale for each token and head; default: the compute dtype."""
     chunk: int = 1024
     """Tokens that go through the model at a time."""
     memory: float | None = None
@@ -64,7 +69,7 @@ class LongContextRecall:
     that it works and nothing else."""
     out: Path | None = None
     """Folder of the results, one JSON for each cell; default runs/long_context_recall/NAME-OF-CHECKPOINT. Of the study:
-    tokenizer, text, checkpoints and logs; default runs/long_context_recall/study."""
+    tokenizer, text, checkpoints and logs; default runs/long_context_recall/study, of media .../media."""
     report: Path | None = None
     """Also writes the dated report (Markdown) to this file, with the pictures and all results beside it."""
 
@@ -82,17 +87,21 @@ def main() -> None:
         options = replace(options, **QUICK)  # type: ignore[arg-type]
     if options.samples < 1:
         raise UserError(f"--samples must be at least 1, got {options.samples}")
-    of_study = options.arms or options.seeds or options.results is not None or options.only_report
+    of_study = options.arms or options.media or options.seeds or options.results is not None or options.only_report
+    if options.arms and options.media:
+        raise UserError("--arms are models of text, --media those of video and speech: give one of the two")
     if options.checkpoint is not None and of_study:
         raise UserError(
-            "--arms, --seeds, --results and --only-report belong to the study: leave them or --checkpoint out"
+            "--arms, --media, --seeds, --results and --only-report belong to the study: leave them or --checkpoint out"
         )
     if options.checkpoint is None and not options.quick:
         check_is_study(options)
-    if options.quick or options.checkpoint is not None:
+    if (options.quick and not options.media) or options.checkpoint is not None:
         examine(options)
-    if options.checkpoint is None:
+    if options.checkpoint is None and not options.media:
         study_of(options)
+    if options.checkpoint is None and (options.media or options.quick):
+        study_of_media(options)
 
 
 OF_A_CHECKPOINT = (
@@ -122,6 +131,21 @@ def study_of(options: LongContextRecall) -> None:
     seeds = whole_numbers(options.seeds, "--seeds")
     results = options.results or RESULTS
     study("full", options.out or runs / "study", results, options.arms, seeds, options.report, options.only_report)
+
+
+def study_of_media(options: LongContextRecall) -> None:
+    """Our own models of video and speech."""
+    from experiments.long_context_recall.grid import whole_numbers
+    from experiments.long_context_recall.media_training.study import RESULTS, study
+
+    runs = Path("runs/long_context_recall")
+    if options.quick:
+        out = (options.out or runs / "quick") / "media"
+        study("quick", out, options.results or out / "results", options.media, (), None, False)
+        return
+    seeds = whole_numbers(options.seeds, "--seeds")
+    results = options.results or RESULTS
+    study("full", options.out or runs / "media", results, options.media, seeds, options.report, options.only_report)
 
 
 def examine(options: LongContextRecall) -> None:

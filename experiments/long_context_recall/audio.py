@@ -72,7 +72,7 @@ def digit_in_a_stream(
         write_wav(
             folder / name / "stream.wav", np.concatenate([part for clip in stream for part in (clip.samples, gap)])
         )
-        question = "Which keyword is spoken: " + ", ".join(WORDS[digit] for digit in allowed) + "?"
+        question = keyword_question(allowed)
         parts.append({"audio": f"{name}/stream.wav"})
         at = sum(len(clip.samples) + len(gap) for clip in stream[:place]) / SPEECH_RATE
     else:
@@ -97,6 +97,11 @@ def digit_in_a_stream(
         question=question,
         facts={"recordings": len(stream), "depth": depth, "recording": place, "seconds": round(at, 3)},
     )
+
+
+def keyword_question(keywords: Sequence[int]) -> str:
+    """What is asked of one long recording."""
+    return "Which keyword is spoken: " + ", ".join(WORDS[digit] for digit in keywords) + "?"
 
 
 def write_wav(path: Path, samples: np.ndarray) -> None:

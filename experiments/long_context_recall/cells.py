@@ -22,20 +22,18 @@ from zoo.data import MediaConfig, Tokenizer, load_media_prompt
 from zoo.errors import UserError
 from zoo.inference import (
     continuation_log_probabilities,
-    generate,
     generate_after,
     left_pad,
     prefill_in_chunks,
     stack_prompts,
 )
-from zoo.inference.answers import answer_log_probabilities
 from zoo.inference.limits import until_stop
 
 ROOM_STEP, SHORT_STEP = 16, 64
 """Caches have room for a multiple of so many new tokens; prompts below a chunk are padded to a multiple of so many."""
 
-CLIP_STEP, MOST_CLIPS = 4, 10**6
-"""Clips of a prompt are padded to a multiple of so many, which lets prompts share programs; and no prompt has more."""
+MOST_CLIPS = 10**6
+"""No prompt has more."""
 
 OnChunk = Callable[[int, int, int], None]
 """(number of the sample, tokens read, tokens of its prompt)."""
@@ -92,7 +90,7 @@ class Subject:
     chunk: int = 1024
     """Tokens of a piece of the prefill."""
     cache_dtype: str | None = None
-    """Of keys and values; None: the compute dtype."""
+    """Of keys and values, int8 among them; None: the compute dtype."""
     media_config: MediaConfig | None = None
     """How media become tokens; None: the model reads text only."""
     sources: MediaSources | None = None
@@ -134,13 +132,38 @@ def examine_text(subject: Subject, sample: Sample, _: Path, on_chunk: Callable[[
     """Reads the prompt once, ranks the candidates after it, then writes."""
     began = time.perf_counter()
     chunk = chunk_of(subject, len(sample.prompt) + sample.max_new_tokens)
+    tokens, mask = left_pad([sample.prompt.tolist()], multiple=chunk)
+    return _examine(subject, sample, (tokens, mask, None), chunk, began, on_chunk)
+
+
+def examine_media(subject: Subject, sample: Sample, folder: Path, on_chunk: Callable[[int, int], None]) -> SampleResult:
+    """As `examine_text` with a prompt of media, of which each chunk encodes its own."""
+    began = time.perf_counter()
+    config = subject.media_config
+    assert config is not None
+    # A row of training bounds its media; a prompt has as many as it has.
+    most_frames = max(config.video_frames, int(sample.facts.get("frames", 1)))
+    config = replace(config, video_frames=most_frames, clips_per_row=MOST_CLIPS if config.clips_per_row else 0)
+    prompt = load_media_prompt(sample.parts, subject.tokenizer, config, folder, sample.task)
+    chunk = chunk_of(subject, prompt[0].shape[1] + sample.max_new_tokens)
+    padded = stack_prompts([prompt], subject.tokenizer.pad_id, multiple=chunk)
+    return _examine(subject, sample, padded, chunk, began, on_chunk)
+
+
+def _examine(
+    subject: Subject, sample: Sample, prompt: Any, chunk: int, began: float, on_chunk: Callable[[int, int], None]
+) -> SampleResult:
+    """prompt: (tokens, mask, media) of one row, a multiple of `chunk` long."""
+    tokens, mask, media = prompt
     read = prefill_in_chunks(
         subject.model,
-        *left_pad([sample.prompt.tolist()], multiple=chunk),
+        tokens,
+        mask,
         chunk=chunk,
         room=room_of(sample.max_new_tokens),
         cache_dtype=subject.cache_dtype,
         on_chunk=on_chunk,
+        media=media,
     )
     jax.block_until_ready(read.logits)
     between = time.perf_counter()
@@ -150,31 +173,7 @@ def examine_text(subject: Subject, sample: Sample, _: Path, on_chunk: Callable[[
             subject.model, read, [ids.tolist() for ids in candidate_ids(sample, subject.tokenizer)]
         )
     new = generate_after(subject.model, read, max_new_tokens=sample.max_new_tokens, stop_tokens=_stops(subject))
-    return _result(subject, sample, len(sample.prompt), likelihoods, new[0], began, between)
-
-
-def examine_media(subject: Subject, sample: Sample, folder: Path, on_chunk: Callable[[int, int], None]) -> SampleResult:
-    """As `examine_text` with a prompt of media, which is read in one piece and once more for the candidates."""
-    began = time.perf_counter()
-    config = subject.media_config
-    assert config is not None
-    # A row of training bounds its media; a prompt has as many as it has.
-    most_frames = max(config.video_frames, int(sample.facts.get("frames", 1)))
-    config = replace(config, video_frames=most_frames, clips_per_row=MOST_CLIPS if config.clips_per_row else 0)
-    prompt = load_media_prompt(sample.parts, subject.tokenizer, config, folder, sample.task)
-    sizes = {"multiple": SHORT_STEP, "clip_multiple": CLIP_STEP}
-    answers = [ids.tolist() for ids in candidate_ids(sample, subject.tokenizer)]
-    likelihoods = None
-    if answers:
-        prompts = [prompt] * len(answers)
-        likelihoods = answer_log_probabilities(subject.model, prompts, answers, batch_size=1, **sizes)
-    between = time.perf_counter()
-    tokens, mask, media = stack_prompts([prompt], subject.tokenizer.pad_id, **sizes)
-    stops = _stops(subject)
-    new = generate(subject.model, tokens, mask, max_new_tokens=sample.max_new_tokens, stop_tokens=stops, media=media)
-    length = prompt[0].shape[1]
-    on_chunk(length, length)
-    return _result(subject, sample, length, likelihoods, new[0], began, between)
+    return _result(subject, sample, int(mask.sum()), likelihoods, new[0], began, between)
 
 
 def _stops(subject: Subject) -> tuple[int, ...]:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -23,11 +24,28 @@ class MediaSources:
     """Recordings of digits."""
 
 
-def media_sources(shared: Path | None) -> MediaSources:
-    """Frames and recordings of the folder `shared`; drawn and sounded ones without it."""
+Part = Literal["train", "validation", "test"]
+TEST_TAKES, VALIDATION_TAKES = 5, 10
+"""Recordings 0 .. 4 of each digit and speaker are for tests (the data set's own split), the next five for looks on the
+way, all others for training."""
+
+
+def media_sources(shared: Path | None, part: Part = "test") -> MediaSources:
+    """A part of the frames and recordings of the folder `shared`; of drawn and sounded ones without it.
+
+    Of a video the first three fifths are for training, the next one for looks on the way, the last one for tests."""
     if shared is None:
-        return MediaSources(drawn_frames(64), synthetic_sources().clips)
-    return MediaSources(real_frames(shared), real_sources(shared).clips)
+        frames, clips = drawn_frames(64), synthetic_sources(count=480).clips
+    else:
+        frames, clips = real_frames(shared), real_sources(shared).clips
+    edges = [0, *(len(frames) * fifths // 5 for fifths in (3, 4, 5))]
+    number = get_args(Part).index(part)
+    return MediaSources(frames[edges[number] : edges[number + 1]], [clip for clip in clips if part_of(clip) == part])
+
+
+def part_of(clip: Clip) -> Part:
+    """Which part a recording belongs to."""
+    return "test" if clip.index < TEST_TAKES else "validation" if clip.index < VALIDATION_TAKES else "train"
 
 
 def media_sample(cell: Cell, seed: int, sources: MediaSources, folder: Path, number: int) -> Sample:

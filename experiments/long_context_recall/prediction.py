@@ -78,7 +78,7 @@ class Timing:
 def memory_of(subject: Subject, length: int, max_new_tokens: int = 16) -> Memory:
     """From the shapes of weights and caches. A chunk's arrays are counted as four times its residual stream and
     feed-forward, its scores and one row of logits; on CPU also the float32 copy that XLA makes of a 16-bit cache, one
-    layer's at a time."""
+    layer's at a time. Of a cache in 8 bits, whose scales are counted, only a ring is copied as a whole."""
     model, config = subject.model, subject.model.config
     chunk = chunk_of(subject, length)
     slots = -(-length // chunk) * chunk + room_of(max_new_tokens)
@@ -87,7 +87,8 @@ def memory_of(subject: Subject, length: int, max_new_tokens: int = 16) -> Memory
     copied = 0
     for layer, cache in enumerate(caches):
         sizes[config.window(layer) is None] += sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(cache))
-        if jax.default_backend() == "cpu" and cache.key.dtype.itemsize == 2:
+        of_cpu = jax.default_backend() == "cpu" and cache.key.dtype.itemsize == 2
+        if of_cpu or (cache.scales is not None and config.window(layer) is not None):
             copied = max(copied, 4 * (cache.key.size + cache.value.size))
     weights = sum(leaf.size * leaf.dtype.itemsize for leaf in take_apart(model)[1])
     width = 4 * config.embed_dim + 3 * getattr(config, "hidden_dim", 4 * config.embed_dim)

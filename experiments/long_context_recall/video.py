@@ -8,6 +8,7 @@ overlay and the question are Gemini's; the word is not always "needle", so that 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -103,21 +104,33 @@ def word_in_a_video(
 
 
 def write_frame(path: Path, pixels: UInt8[np.ndarray, "h w 3"], overlay: str, config: VideoHaystack) -> None:
-    """A PNG; with an overlay, white letters on black in the middle of the picture."""
+    """A PNG; with an overlay (`overlaid`)."""
+    _pillow().Image.fromarray(overlaid(pixels, overlay, config) if overlay else pixels).save(path, compress_level=1)
+
+
+def overlaid(pixels: UInt8[np.ndarray, "h w 3"], overlay: str, config: VideoHaystack) -> UInt8[np.ndarray, "h w 3"]:
+    """The frame with white letters on black in its middle. Raises `UserError` if it is too small for them."""
+    pillow = _pillow()
+    image = pillow.Image.fromarray(pixels)
+    draw, font = pillow.ImageDraw.Draw(image), pillow.ImageFont.load_default(config.text_size)
+    left, top, right, bottom = draw.multiline_textbbox((0, 0), overlay, font=font)
+    x, y = (image.width - right + left) / 2, (image.height - bottom + top) / 2
+    if x < 0 or y < 0:
+        raise UserError(
+            f"frames of {image.width} x {image.height} pixels are too small for {overlay!r} of size "
+            f"{config.text_size}: make it smaller"
+        )
+    draw.rectangle((x - 2, y - 2, x + right - left + 2, y + bottom - top + 2), fill="black")
+    draw.multiline_text((x - left, y - top), overlay, fill="white", font=font, align="center")
+    return np.asarray(image)
+
+
+def _pillow() -> Any:
     try:
-        from PIL import Image, ImageDraw, ImageFont
+        import PIL
+        import PIL.Image
+        import PIL.ImageDraw
+        import PIL.ImageFont
     except ImportError:
         raise UserError("drawing on frames needs Pillow: pip install '.[media]'") from None
-    image = Image.fromarray(pixels)
-    if overlay:
-        draw, font = ImageDraw.Draw(image), ImageFont.load_default(config.text_size)
-        left, top, right, bottom = draw.multiline_textbbox((0, 0), overlay, font=font)
-        x, y = (image.width - right + left) / 2, (image.height - bottom + top) / 2
-        if x < 0 or y < 0:
-            raise UserError(
-                f"frames of {image.width} x {image.height} pixels are too small for {overlay!r} of size "
-                f"{config.text_size}: make it smaller"
-            )
-        draw.rectangle((x - 2, y - 2, x + right - left + 2, y + bottom - top + 2), fill="black")
-        draw.multiline_text((x - left, y - top), overlay, fill="white", font=font, align="center")
-    image.save(path)
+    return PIL

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -121,6 +122,19 @@ def test_the_cache_of_local_layers_does_not_grow_with_the_length(subject):
     assert long.global_cache == (131_072 + 16) * (2 * 32 * 4 + 4) + 4
     halved = prediction.memory_of(dataclasses.replace(subject, cache_dtype="bfloat16"), 131_072)
     assert halved.global_cache == (131_072 + 16) * (2 * 32 * 2 + 4) + 4
+
+
+def test_a_cache_in_8_bits_is_predicted_to_the_byte_and_makes_the_sum_smaller(subject):
+    coded = dataclasses.replace(subject, cache_dtype="int8")
+    predicted = prediction.memory_of(coded, 131_072)
+    # two codes of 32 numbers, two float32 scales and a position for each slot
+    assert predicted.global_cache == (131_072 + 16) * (2 * 32 + 2 * 4 + 4) + 4
+    assert predicted.local_cache == 64 * (2 * 32 + 2 * 4 + 4) + 4
+    small = prediction.memory_of(coded, 1024)
+    made = jax.tree.leaves(subject.model.init_cache(1, 1024 + 16, "int8"))
+    assert small.local_cache + small.global_cache == sum(x.nbytes for x in made)
+    assert predicted.chunk < prediction.memory_of(dataclasses.replace(subject, cache_dtype="bfloat16"), 131_072).chunk
+    assert predicted.total < prediction.memory_of(subject, 131_072).total
 
 
 def test_a_length_that_does_not_fit_is_refused_before_anything_starts(subject):

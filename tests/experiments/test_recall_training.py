@@ -300,7 +300,11 @@ def test_an_arm_differs_from_the_recipe_in_what_it_says():
     (direct,) = changed["direct"].stages
     spent = sum(stage.steps * stage.batch_size * stage.length for stage in FULL.stages)
     assert direct.length == 8192 and 0 <= direct.steps * direct.batch_size * direct.length - spent < 8192
-    assert model_of(changed["rope 1M"], 64).rope_theta == 1e6 and model_of(changed["rope 1M"], 64).global_rope
+    assert all(model_of(changed[name], 64).rope_theta == 10_000 for name in changed)
+    bases = {name: model_of(changed[name], 64).global_rope_theta for name in (MAIN, "rope 10k", "rope 1M")}
+    assert bases == {MAIN: None, "rope 10k": 10_000, "rope 1M": 1e6} and model_of(changed["rope 1M"], 64).global_rope
+    ((field, base),) = arm_named("rope 10k, scaled").examined
+    assert field == "global_rope_theta" and base == ntk_base(10_000.0, REACH)
 
 
 def test_the_control_without_needles_has_the_same_rows_and_steps():

@@ -4,7 +4,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from zoo.data import Media
 from zoo.errors import UserError
 from zoo.inference import (
     Sampling,
@@ -108,11 +107,57 @@ def test_a_bfloat16_cache_is_half_as_large_and_changes_the_logits_a_little(model
     assert 0 < difference < 0.05
 
 
+INT8_TOLERANCE = 0.1
+"""Of logits, in their standard deviations: keys and values are off by up to 1/254 of the largest of their head."""
+
+
+def test_logits_from_a_cache_in_8_bits_are_close_in_one_piece_and_in_chunks(model):
+    batch = left_pad(prompts(29, 21))
+    exact = prefill_in_chunks(model, *batch, chunk=12, room=4)
+    chunked, whole = (prefill_in_chunks(model, *batch, chunk=n, room=4, cache_dtype="int8") for n in (12, 36))
+    assert {layer.key.dtype for layer in chunked.cache} == {jnp.dtype(jnp.int8)}
+    np.testing.assert_allclose(whole.logits, exact.logits, atol=2e-5)  # a first piece sees its own tokens as they are
+    assert 1e-4 < np.abs(chunked.logits - exact.logits).max() < INT8_TOLERANCE * np.std(exact.logits)
+    # Keys and values of the first layer come from the tokens alone: they are the same but for a step in a tie.
+    one, other = (read.cache[0] for read in (chunked, whole))
+    np.testing.assert_array_equal(one.in_order()[2], other.in_order()[2])
+    for x, y, scale in zip(one.in_order()[:2], other.in_order()[:2], one.scales, strict=True):
+        np.testing.assert_allclose(x, y, atol=1.01 * float(scale.max()))
+    for layer, floating in zip(chunked.cache, exact.cache, strict=True):
+        for near, wide in zip(layer.by_slot()[:2], floating.by_slot()[:2], strict=True):
+            assert 0 < np.abs(near - wide).max() < 0.05 * np.abs(wide).max()
+
+
+def test_decoding_from_a_cache_in_8_bits_is_close_to_the_full_forward_pass(model, full_logits):
+    (prompt,), (answer,) = prompts(21), prompts(7, seed=1)
+    read = prefill_in_chunks(model, [prompt], chunk=12, room=8, cache_dtype="int8")
+    (scored,) = continuation_log_probabilities(model, read, [answer])
+    logits = full_logits(model, [*prompt, *answer])[len(prompt) - 1 : -1].astype(np.float64)
+    near = INT8_TOLERANCE * logits.std()
+    whole = (np.take_along_axis(logits, np.array(answer)[:, None], 1)[:, 0] - np.log(np.exp(logits).sum(1))).sum()
+    assert abs(scored - whole) < near * len(answer)
+    drawn = generate_after(model, read, max_new_tokens=8)[0]
+    logits = full_logits(model, [*prompt, *drawn.tolist()])[len(prompt) - 1 : -1]
+    assert (logits.max(1) - logits[np.arange(8), drawn] < 2 * near).all()  # greedy, but for near ties
+
+
+def test_a_cache_in_8_bits_that_the_named_kernel_cannot_decode_from_is_refused(make_model):
+    model = make_model(execution=Execution(attention_implementation="pallas_gpu"))
+    with pytest.raises(UserError, match="int8 cannot be decoded from by pallas_gpu"):
+        generate(model, [[1, 2, 3]], max_new_tokens=2, cache_dtype="int8")
+
+
+@pytest.mark.slow
+def test_devices_that_share_the_slots_of_a_cache_in_8_bits_draw_what_one_draws(model):
+    tokens, _ = left_pad(prompts(29))
+    one = generate(model, tokens, max_new_tokens=6, cache_dtype="int8")
+    mesh = make_mesh(MeshConfig(context=8))
+    np.testing.assert_array_equal(generate(model, tokens, max_new_tokens=6, cache_dtype="int8", mesh=mesh), one)
+
+
 def test_what_cannot_be_read_in_chunks_is_refused(model):
     with pytest.raises(UserError, match="prefill_chunk must be at least 1 token, got 0"):
         generate(model, [[1, 2, 3]], max_new_tokens=1, prefill_chunk=0)
-    with pytest.raises(UserError, match="media are read in one piece"):
-        generate(model, [[1, 2, 3]], max_new_tokens=1, prefill_chunk=2, media=Media())
     with pytest.raises(UserError, match="devices that share a sequence read it in one piece"):
         mesh = make_mesh(MeshConfig(fsdp=4, context=2))
         generate(model, [[1, 2, 3]], max_new_tokens=1, prefill_chunk=2, mesh=mesh)

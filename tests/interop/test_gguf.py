@@ -16,6 +16,7 @@ from zoo.models.gemini import GeminiConfig
 from zoo.nn import Execution
 from zoo.nn.packed import PackedWeight, unpack
 from zoo.nn.quantise import quantise
+from zoo.nn.rope import LinearScaling
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed (extra `gguf`)")
 from gguf.quants import dequantize  # noqa: E402
@@ -144,6 +145,8 @@ def test_the_vocabulary_goes_along_with_its_scores_and_types(tmp_path):
         (replace(GEMMA, layer_types=("global", "local")), "layer_types"),
         (replace(GEMINI, block="parallel", post_norms=False), "block = serial"),
         (replace(GEMINI, global_rope=False), "global_rope"),
+        (replace(GEMINI, global_rope_theta=1e6), "one rope_theta for all layers"),
+        (replace(GEMINI, global_rope_scaling=LinearScaling(2.0)), "no global_rope_scaling"),
     ],
 )
 def test_what_the_format_cannot_say_is_refused_and_leaves_nothing(config, said, tmp_path):

@@ -1,5 +1,6 @@
 import dataclasses
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ from zoo.errors import UserError
 from zoo.models import config_from_dict, config_to_dict, preset
 from zoo.models.gemini import PRESETS, Gemini, GeminiConfig
 from zoo.nn import Execution, ExpertsConfig, stack_layers
+from zoo.nn.rope import LinearScaling, Llama3Scaling, YarnScaling
 
 DENSE = GeminiConfig(
     vocab_size=96,
@@ -109,7 +111,7 @@ def test_a_parallel_layer_adds_both_sublayers_of_one_norm():
     def both(x):
         context = _context(model, positions)
         normed = layer.pre_attention_norm(x)
-        attended, _ = layer.attention(normed, context.angles, positions, None)
+        attended, _ = layer.attention(normed, context.angles[0], positions, None)
         return layer(x, context, None)[0], x + attended + layer.mlp(normed)
 
     out, expected = both(x)
@@ -127,6 +129,49 @@ def test_global_layers_without_rope_do_not_know_where_a_token_stands():
     assert np.abs(last_of([5, 6, 7, 8], DENSE) - last_of([7, 5, 6, 8], DENSE)).max() > 1e-2
 
 
+TWO = dataclasses.replace(DENSE, num_layers=2, sliding_window=64)  # no text here is as long as the window
+
+
+def test_global_layers_have_a_base_of_their_own_and_local_ones_keep_theirs():
+    # With a window that covers all, a layer's kind says nothing but which base it has.
+    one = dataclasses.replace(TWO, rope_theta=50.0, global_rope_theta=1e5)
+    swapped = dataclasses.replace(TWO, layer_types=("global", "local"), rope_theta=1e5, global_rope_theta=50.0)
+    logits = run(make(one), tokens(1))
+    np.testing.assert_allclose(logits, run(make(swapped), tokens(1)), atol=3e-5)
+    for other in (dataclasses.replace(one, global_rope_theta=None), dataclasses.replace(one, rope_theta=1e5)):
+        assert np.abs(logits - run(make(other), tokens(1))).max() > 1e-3
+
+
+def test_scaling_stretches_the_positions_of_global_layers_only():
+    only = {kind: dataclasses.replace(TWO, layer_types=(kind,), num_layers=1) for kind in ("local", "global")}
+    scaled = dataclasses.replace(only["global"], global_rope_scaling=LinearScaling(4.0))
+    places = jnp.arange(24)[None]
+    near = run(make(only["global"]), tokens(1), positions=places)
+    np.testing.assert_allclose(run(make(scaled), tokens(1), positions=4 * places), near, atol=1e-5)
+    assert np.abs(run(make(scaled), tokens(1), positions=places) - near).max() > 1e-3
+    both = dataclasses.replace(TWO, global_rope_scaling=YarnScaling(4.0, 16))
+    np.testing.assert_array_equal(make(both).rotary(places)[0], make(TWO).rotary(places)[0])
+    assert np.abs(make(both).rotary(places)[1][0] - make(TWO).rotary(places)[1][0]).max() > 1e-2
+
+
+def test_a_base_that_is_the_same_for_all_layers_is_computed_once():
+    local, wide = make(dataclasses.replace(TWO, global_rope_theta=TWO.rope_theta)).rotary(jnp.arange(3)[None])
+    assert wide is local
+    assert make(dataclasses.replace(TWO, global_rope=False)).rotary(jnp.arange(3)[None])[1] is None
+
+
+def test_a_run_from_before_there_were_bases_of_global_layers_is_read():
+    saved = config_to_dict(DENSE)
+    assert saved.pop("global_rope_theta") is None and saved.pop("global_rope_scaling") is None
+    assert config_from_dict(saved) == DENSE
+
+
+@pytest.mark.parametrize("scaling", [LinearScaling(2.0), YarnScaling(4.0, 64), Llama3Scaling(8.0, 8192)], ids=str)
+def test_every_kind_of_scaling_survives_json(scaling):
+    config = dataclasses.replace(DENSE, global_rope_scaling=scaling, global_rope_theta=1e6)
+    assert config_from_dict(json.loads(json.dumps(config_to_dict(config)))) == config
+
+
 def test_a_config_survives_json():
     for config in (*KINDS.values(), *PRESETS.values()):
         assert config_from_dict(config_to_dict(config)) == config
@@ -139,6 +184,9 @@ def test_a_config_survives_json():
         ({"block": "parallel"}, "post_norms must be false"),
         ({"block": "crossed"}, "'serial' or 'parallel'"),
         ({"experts_every": 0}, "experts_every must be at least 1"),
+        ({"global_rope_theta": 0.0}, "global_rope_theta must be positive"),
+        ({"global_rope_theta": 1e6, "global_rope": False}, "global_rope_theta is of global layers that rotate"),
+        ({"global_rope_scaling": LinearScaling(2.0), "layer_types": ("local",)}, "global_rope_scaling is of global"),
     ],
 )
 def test_a_config_that_makes_no_model_is_refused(wrong, message):

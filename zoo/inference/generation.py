@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jax.typing import ArrayLike
+from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Bool, Int, Key
 
 from zoo.data import Media
@@ -64,7 +64,8 @@ class Programs(NamedTuple):
     """The compiled functions of one model structure."""
 
     prefill: Callable[..., tuple[Any, Last]]
-    """(arrays, tokens, positions, segment_ids, keys, stops, media, written, cache_length=) -> (cache, last)"""
+    """(arrays, tokens, positions, segment_ids, keys, stops, media, written, cache_length=, cache_dtype=) -> (cache,
+    last)"""
     begin: Callable[..., Last]
     """(logits, positions of the next tokens, keys, stops, written) -> last, after a prefill in chunks"""
     decode: Callable[..., tuple[Any, Last, Int[Array, "b BLOCK"]]]
@@ -88,6 +89,7 @@ def generate(
     image_output: ImageOutput | None = None,
     prefill_chunk: int | None = None,
     on_chunk: OnChunk | None = None,
+    cache_dtype: DTypeLike | None = None,
 ) -> Int[np.ndarray, "b n"]:
     """The `max_new_tokens` tokens after each prompt, int32; after a row's stop token (which is kept) pad_id.
 
@@ -105,12 +107,13 @@ def generate(
     `INFERENCE_RULES`. Prompts are padded to a multiple of the devices that share a sequence; the result is the same.
 
     With `prefill_chunk` prompts are read in chunks of so many tokens, which bounds the memory that this takes; the
-    result is the same. `on_chunk(tokens read, tokens in all)` is called after each.
+    result is the same. `on_chunk(tokens read, tokens in all)` is called after each. `cache_dtype` is that of the keys
+    and values that are kept, default the compute dtype; "int8" has a scale for each token and head.
 
     Raises:
       UserError: tokens outside the vocabulary, a mask that is not left-padding, max_new_tokens below 1; media that the
         model has no encoder for, of other rows than the tokens, or whose slots name soft tokens that there are not; a
-        prompt that ends in an image which cannot be completed; with `prefill_chunk` media, or devices that share a
+        prompt that ends in an image which cannot be completed; with `prefill_chunk` devices that share a
         sequence.
     """
     if mesh is not None:
@@ -129,15 +132,15 @@ def generate(
                 image_output=image_output,
                 prefill_chunk=prefill_chunk,
                 on_chunk=on_chunk,
+                cache_dtype=cache_dtype,
             )
     if max_new_tokens < 1:
         raise UserError(f"max-new-tokens must be at least 1, got {max_new_tokens}")
     check_seed(seed)
     options = _Options(max_new_tokens, sampling, tuple(stop_tokens), seed, on_token, pad_id, image_output)
     if prefill_chunk is not None:
-        if media is not None:
-            raise UserError("prefill_chunk: prompts with media are read in one piece: leave prefill_chunk out")
-        read = prefill_in_chunks(model, tokens, mask, chunk=prefill_chunk, room=max_new_tokens - 1, on_chunk=on_chunk)
+        kept: dict[str, Any] = dict(room=max_new_tokens - 1, cache_dtype=cache_dtype)
+        read = prefill_in_chunks(model, tokens, mask, chunk=prefill_chunk, on_chunk=on_chunk, media=media, **kept)
         return _generate_after(model, read, options)
     tokens = check_tokens(tokens, model.config.vocab_size)
     mask = check_mask(mask, tokens, left=True)
@@ -162,6 +165,7 @@ def generate(
         written,
         # The last token is drawn, never attended to.
         cache_length=tokens.shape[1] + max_new_tokens - 1,
+        cache_dtype=None if cache_dtype is None else jnp.dtype(cache_dtype),
     )
     return _draw_rest(programs, arrays, cache, last, keys, stops, options)
 
@@ -202,7 +206,7 @@ class _Options(NamedTuple):
 def _generate_after(model: LanguageModel, prefilled: Prefilled, options: _Options) -> Int[np.ndarray, "b n"]:
     tokens, mask = prefilled.tokens, prefilled.mask
     written = first_state(options.image_output, tokens, mask, model.config.vocab_size)
-    keys = row_keys(options.seed, tokens, mask)
+    keys = row_keys(options.seed, tokens, mask, prefilled.contents)
     structure, arrays = take_apart(model)
     programs = _programs(structure, options.sampling, options.pad_id, activation_context.get(), options.image_output)
     stops = np.asarray(sorted(set(options.stop_tokens)), np.int32)
@@ -257,15 +261,17 @@ def _programs(
             written = advance(image_output, written, tokens)
         return tokens, stopped | (tokens[:, None] == stops).any(-1), written
 
-    @functools.partial(jax.jit, static_argnames="cache_length")
-    def prefill(arrays, tokens, positions, segment_ids, keys, stops, media=None, written=None, *, cache_length: int):
+    @functools.partial(jax.jit, static_argnames=("cache_length", "cache_dtype"))
+    def prefill(
+        arrays, tokens, positions, segment_ids, keys, stops, media=None, written=None, *, cache_length, cache_dtype=None
+    ):
         model = structure.restore(arrays)
         hidden, cache = model.hidden_states(
             tokens,
             positions=positions,
             segment_ids=segment_ids,
             media=media,
-            cache=model.init_cache(len(tokens), cache_length),
+            cache=model.init_cache(len(tokens), cache_length, cache_dtype),
         )
         # Only the last position's logits: [B, T, V] would be the largest array by far.
         logits = model.logits(hidden[:, -1:])[:, 0]

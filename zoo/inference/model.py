@@ -31,7 +31,7 @@ class LanguageModel(Protocol):
         ...
 
     def init_cache(self, batch_size: int, max_length: int, dtype: Any = None) -> Any:
-        """An empty cache; dtype of keys and values, default the compute dtype."""
+        """An empty cache; dtype of keys and values, floating or int8, default the compute dtype."""
         ...
 
 

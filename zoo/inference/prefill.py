@@ -16,7 +16,10 @@ from jax.sharding import Mesh
 from jax.typing import ArrayLike, DTypeLike
 from jaxtyping import Array, Float, Int
 
+from zoo.data import Media
 from zoo.errors import UserError
+from zoo.inference.media_chunks import media_in_chunks
+from zoo.inference.media_prompts import check_media, media_contents, padded_media
 from zoo.inference.model import LanguageModel, Structure, take_apart
 from zoo.inference.prompts import check_mask, check_tokens, positions_of
 from zoo.parallel import ShardingRules, axis_divisions
@@ -42,6 +45,8 @@ class Prefilled(NamedTuple):
     """float32, of the token after each prompt."""
     room: int
     """How many more tokens the cache has room for."""
+    contents: Sequence[bytes] = ()
+    """For each prompt what its images and recordings hold (`media_contents`)."""
 
 
 def prefill_in_chunks(
@@ -53,15 +58,19 @@ def prefill_in_chunks(
     room: int = 0,
     cache_dtype: DTypeLike | None = None,
     on_chunk: OnChunk | None = None,
+    media: Media | None = None,
 ) -> Prefilled:
     """Reads prompts in chunks of `chunk` tokens; a prompt that is shorter is read at once.
 
     The result is that of one piece: `room` = tokens that are to follow; `cache_dtype` is that of the keys and values,
-    default the compute dtype. What a sparse layer drops where its capacity is limited is decided chunk by chunk.
+    default the compute dtype; "int8" has a scale for each token and head. The tokens of a chunk see each other as they
+    are and those before them as they are kept, so that with fewer bits chunks change the result by their rounding. What
+    a sparse layer drops where its capacity is limited is decided chunk by chunk. `media` are the prompts' images and
+    recordings: each chunk encodes those that stand in it, one that two chunks share twice.
 
     Raises:
       UserError: tokens outside the vocabulary, a mask that is not left-padding, a chunk below 1, devices that share the
-        tokens of a sequence or the slots of a cache.
+        tokens of a sequence or the slots of a cache; media that `generate` refuses, too.
     """
     if chunk < 1:
         raise UserError(f"prefill_chunk must be at least 1 token, got {chunk}")
@@ -69,17 +78,21 @@ def prefill_in_chunks(
         raise UserError("prefill_chunk: devices that share a sequence read it in one piece: leave prefill_chunk out")
     given = check_tokens(tokens, model.config.vocab_size)
     given_mask = check_mask(mask, given, left=True)
+    check_media(media, model.config, given_mask)
     chunk = min(chunk, given.shape[1])
-    columns = ((0, 0), (-given.shape[1] % chunk, 0))
+    missing = -given.shape[1] % chunk
+    columns = ((0, 0), (missing, 0))
     padded, padded_mask = np.pad(given, columns), np.pad(given_mask, columns)
     positions, length = positions_of(padded_mask), padded.shape[1]
     structure, arrays = take_apart(model)
     programs = _programs(structure, activation_context.get())
+    shown = media_in_chunks(padded_media(media, missing), model.config, chunk)
 
     def piece(start: int):
         part = slice(start, start + chunk)
         rest = padded_mask[:, :chunk] if start == 0 else padded_mask[:, chunk:]
-        return padded[:, part], positions[:, part], None if rest.all() else padded_mask[:, part]
+        own = None if shown is None else shown[start // chunk]
+        return padded[:, part], positions[:, part], None if rest.all() else padded_mask[:, part], own
 
     dtype = None if cache_dtype is None else jnp.dtype(cache_dtype)
     cache, last = programs.first(arrays, *piece(0), cache_length=length + room, dtype=dtype)
@@ -89,7 +102,8 @@ def prefill_in_chunks(
             on_chunk(start, length)
         if start < length:
             cache, last = programs.next(arrays, cache, *piece(start))
-    return Prefilled(given, given_mask, cache, programs.logits(arrays, last), room)
+    contents = media_contents(media, len(given))
+    return Prefilled(given, given_mask, cache, programs.logits(arrays, last), room, contents)
 
 
 def continuation_log_probabilities(
@@ -120,9 +134,9 @@ def continuation_log_probabilities(
 
 class _Programs(NamedTuple):
     first: Callable[..., tuple[Any, Array]]
-    """(arrays, tokens, positions, segment_ids, cache_length=, dtype=) -> (cache, hidden states of the last token)"""
+    """(arrays, tokens, positions, segment_ids, media, cache_length=, dtype=) -> (cache, hidden states of the last)"""
     next: Callable[..., tuple[Any, Array]]
-    """(arrays, cache [donated], tokens, positions, segment_ids) -> (cache, hidden states of the last token)"""
+    """(arrays, cache [donated], tokens, positions, segment_ids, media) -> (cache, hidden states of the last token)"""
     logits: Callable[..., Array]
     """(arrays, hidden [B, 1, D]) -> [B, V]"""
     score: Callable[..., Array]
@@ -134,16 +148,18 @@ def _programs(structure: Structure, context: tuple[Mesh, ShardingRules] | None) 
     """Traced at their first call, inside of the `activation_sharding` that `context` tells apart."""
 
     @functools.partial(jax.jit, static_argnames=("cache_length", "dtype"))
-    def first(arrays, tokens, positions, segment_ids, *, cache_length: int, dtype):
+    def first(arrays, tokens, positions, segment_ids, media, *, cache_length: int, dtype):
         model = structure.restore(arrays)
         empty = model.init_cache(len(tokens), cache_length, dtype)
-        hidden, cache = model.hidden_states(tokens, positions=positions, segment_ids=segment_ids, cache=empty)
+        told = dict(positions=positions, segment_ids=segment_ids, media=media)
+        hidden, cache = model.hidden_states(tokens, **told, cache=empty)
         return cache, hidden[:, -1:]
 
     @functools.partial(jax.jit, donate_argnums=1)
-    def following(arrays, cache, tokens, positions, segment_ids):
+    def following(arrays, cache, tokens, positions, segment_ids, media):
         model = structure.restore(arrays)
-        hidden, cache = model.hidden_states(tokens, positions=positions, segment_ids=segment_ids, cache=cache)
+        told = dict(positions=positions, segment_ids=segment_ids, media=media)
+        hidden, cache = model.hidden_states(tokens, **told, cache=cache)
         return cache, hidden[:, -1:]
 
     @jax.jit

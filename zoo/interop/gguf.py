@@ -182,6 +182,8 @@ def _check_architecture(config: Any) -> None:
             "block = serial": config.block == "serial",
             "post_norms": config.post_norms,
             "global_rope": config.global_rope,
+            "one rope_theta for all layers": config.global_rope_theta in (None, config.rope_theta),
+            "no global_rope_scaling": config.global_rope_scaling is None,
             "no experts": config.experts is None,
             "no encoders of images or audio": config.vision is None and config.audio is None,
         }

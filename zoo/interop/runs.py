@@ -113,6 +113,7 @@ def save_run(
     dtype: str | None = None,
     step: int = 0,
     overwrite: bool = False,
+    media: MediaConfig | None = None,
 ) -> None:
     """Writes a model as a run directory that holds one checkpoint with parameters only: for `zoo.load` and
     ``zoo.train --init-from``, not for resuming.
@@ -124,6 +125,7 @@ def save_run(
         dtype: "float32" or "bfloat16", default as in the model.
         step: number that the checkpoint gets.
         overwrite: replace an earlier export.
+        media: how images, recordings and videos become its tokens (`Loaded.media_config`).
     """
     params = nnx.state(model, nnx.Param)
     if dtype:
@@ -141,6 +143,7 @@ def save_run(
             tokenizer_fingerprint=None if tokenizer is None else tokenizer.fingerprint,
             tokenizer_dir=None if tokenizer is None else tokenizer_dir(temporary),
             steps=(step,),
+            config={} if media is None else {"data": {"format": "interleaved", "media": dataclasses.asdict(media)}},
         )
         write_run(info)
         checkpoint = checkpoints_dir(temporary) / str(step)

@@ -276,7 +276,14 @@ class Decoder(nnx.Module):
 
         Devices that share the tokens of a sequence share the slots of global layers (`LayerCache.shared`). Each has as
         many as the others, on accelerators a multiple of 128.
+
+        dtype: of keys and values; None = the compute dtype; int8 = 8 bits with a scale for each token and head. Raises
+        `UserError` for int8 where a Pallas kernel is named, which reads no such cache in a decode step.
         """
+        dtype = jnp.dtype(self.execution.dtype if dtype is None else dtype)
+        kernel = self.execution.attention_implementation or ""
+        if dtype == jnp.int8 and kernel.startswith("pallas"):
+            raise UserError(f"a cache in int8 cannot be decoded from by {kernel}: leave it out, or name xla")
         config, scanned = self.config, self.execution.scan_layers
         devices = axis_divisions("slots")
         # Otherwise a TPU stores the slots transposed and copies the whole cache into and out of every program.
@@ -289,7 +296,7 @@ class Decoder(nnx.Module):
                 min(config.window(layer) or max_length, max_length),
                 config.num_kv_heads,
                 config.head_dim,
-                dtype or self.execution.dtype,
+                dtype,
                 lead,
                 shared=devices > 1 and config.window(layer) is None,
             )

@@ -147,7 +147,10 @@ def _from_dict(kind: type, fields: Mapping[str, Any], where: str) -> Any:
     def value(name: str, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return _tuples(given)
-        part = next((t for t in _alternatives(hints[name]) if dataclasses.is_dataclass(t)), None)
+        parts = [t for t in _alternatives(hints[name]) if dataclasses.is_dataclass(t)]
+        # Of several kinds the first one that has all of these fields.
+        fitting = [t for t in parts if set(given) <= {field.name for field in dataclasses.fields(t)}]
+        part = next(iter([*fitting, *parts]), None)
         if part is None:
             raise UserError(f"field {name!r} of {where} must not be an object, got {sorted(given)}")
         return _from_dict(part, given, f"{where}.{name}")  # type: ignore[arg-type]

@@ -155,19 +155,22 @@ class Attention(nnx.Module):
         own = self._kv_heads_read(query, key.shape[2])
         held = own(cache.key, 1), own(cache.value, 1), cache.positions
         new = own(key[:, 0], 1), own(value[:, 0], 1)
+        scales = _scales_read(cache, own)
         if cache.slot_axes:
             # Each device attends to its own slots, the first one to the new token besides.
             first = jax.lax.axis_index(cache.slot_axes) == 0
             stored = jnp.where(first, stored, EMPTY_POSITION)
             options = self._options()
             sinks = options.pop("sinks")
+            options["held_scales"] = scales
             part = decode_attention_part(query[:, 0], held, (*new, stored), positions, **options)
             if sinks is not None:
                 # The sinks are one more key of the first device; that of the others weighs nothing.
                 part = with_sinks(*part, jnp.where(first, sinks.astype(part[1].dtype), NO_KEY))
             out = merge_decoded(*part, cache.slot_axes)[:, None]
         else:
-            out = decode_attention(query[:, 0], held, (*new, stored), positions, **self._options())[:, None]
+            options = self._options() | {"held_scales": scales}
+            out = decode_attention(query[:, 0], held, (*new, stored), positions, **options)[:, None]
         return out, *_after(out, key, value)
 
     def _attend_several(self, query, key, value, positions, stored, cache: LayerCache):
@@ -200,6 +203,7 @@ class Attention(nnx.Module):
             scale=self.scale,
             logits_soft_cap=self.logits_soft_cap,
             sinks=self.sinks[...] if self.has_sinks else None,
+            held_scales=_scales_read(cache, own),
         )
         return out, *_after(out, key, value)
 
@@ -239,6 +243,11 @@ def _after(out: Array, key: Array, value: Array) -> tuple[Array, Array]:
     whole cache in every step."""
     zero = jnp.minimum(jnp.abs(out[0, 0, 0, 0]), 0)
     return key + zero, value + zero
+
+
+def _scales_read(cache: LayerCache, own: Any) -> Any:
+    """The scales of those heads of a cache in 8 bits that this device's query heads read; None of a floating one."""
+    return None if cache.scales is None else tuple(own(scale, 1) for scale in cache.scales)
 
 
 def _stored_positions(positions: Int[Array, "b t"], segment_ids: Int[Array, "b t"] | None) -> Int[Array, "b t"]:

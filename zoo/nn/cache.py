@@ -1,4 +1,8 @@
-"""Key/value cache of one attention layer: a ring of W slots on a local layer, one slot per position on a global one."""
+"""Key/value cache of one attention layer: a ring of W slots on a local layer, one slot per position on a global one.
+
+Keys and values have any floating dtype, or 8 bits with a scale for each token and head, computed when the token is
+written (`zoo.kernels.attention.quantised`).
+"""
 
 import functools
 import math
@@ -8,17 +12,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float32, Int, Shaped
 
+from zoo.errors import UserError
+from zoo.kernels.attention.quantised import Scales, dequantise, quantise
 from zoo.kernels.attention.visibility import EMPTY_POSITION
 from zoo.parallel import divided
 
-_SLOT_AXES = (3, 2, 1)  # of key, value and positions
+_SLOT_AXES = {"key": 3, "value": 2, "positions": 1, "key_scale": 2, "value_scale": 2}
 
 
 @partial(
     jax.tree_util.register_dataclass,
-    data_fields=["key", "value", "positions", "cursor"],
+    data_fields=["key", "value", "positions", "cursor", "key_scale", "value_scale"],
     meta_fields=["empty", "shared"],
 )
 @dataclass(frozen=True)
@@ -29,10 +35,11 @@ class LayerCache:
     everywhere else; a slot without a token, or with padding, has `EMPTY_POSITION`, which no causal query sees.
     """
 
-    key: Float[Array, "b k h s"]
-    """Keys, rotated. The layouts are what a decode step reads as they lie: transposing the cache in every
-    step costs as much as reading the weights from about 1,000 slots and 8 rows on (35.7M parameters, CPU)."""
-    value: Float[Array, "b k s h"]
+    key: Shaped[Array, "b k h s"]
+    """Keys, rotated; int8 codes where there are scales. The layouts are what a decode step reads as they lie:
+    transposing the cache in every step costs as much as reading the weights from about 1,000 slots and 8 rows on (35.7M
+    parameters, CPU)."""
+    value: Shaped[Array, "b k s h"]
     """Values."""
     positions: Int[Array, "b s"]
     """Position of the token in each slot."""
@@ -44,6 +51,10 @@ class LayerCache:
     """Whether n devices share the slots, by the sharding rules' "slots": token t then lies on device t % n in slot
     t // n, except for those of a prefill whose tokens are divided, too: each device keeps its own. Either way the first
     t tokens fill t / n slots of each. Static."""
+    key_scale: Float32[Array, "b k s"] | None = None
+    """Of the codes of each key; None where keys and values are floating."""
+    value_scale: Float32[Array, "b k s"] | None = None
+    """Of the codes of each value."""
 
     @property
     def axes(self) -> "LayerCache":
@@ -56,12 +67,19 @@ class LayerCache:
             value=lead + ("batch", "kv_heads", slots, "head_dim"),
             positions=lead + ("batch", slots),
             cursor=lead,
+            key_scale=None if self.key_scale is None else lead + ("batch", "kv_heads", slots),
+            value_scale=None if self.value_scale is None else lead + ("batch", "kv_heads", slots),
         )
 
     @property
     def slots(self) -> int:
         """Number of tokens the cache can hold."""
         return self.key.shape[-1]
+
+    @property
+    def scales(self) -> Scales | None:
+        """(of the keys, of the values) of a cache in 8 bits; None of a floating one."""
+        return None if self.key_scale is None or self.value_scale is None else (self.key_scale, self.value_scale)
 
     def write(self, key: Array, value: Array, positions: Int[Array, "b t"]) -> "LayerCache":
         """The cache after T more tokens (key, value [B, T, K, H]); of more tokens than slots the last ones stay.
@@ -73,15 +91,29 @@ class LayerCache:
         tokens = key.shape[1] * _devices(length)
         if not self.empty and (length or (shared and tokens > 1)):
             raise NotImplementedError("a cache divided among devices takes one token at a time after the first call")
-        new = key.transpose(0, 2, 3, 1), value.swapaxes(1, 2), positions
+        new = self._stored(key, value, positions)
         if shared:
             update = self._own_token if tokens == 1 else self._own_tokens
         elif length:
-            new = tuple(_last_of_all(x, min(tokens, self.slots), axis, length) for x, axis in zip(new, _SLOT_AXES))
+            count = min(tokens, self.slots)
+            new = {name: _last_of_all(x, count, _SLOT_AXES[name], length) for name, x in new.items()}
         if not shared:
             update = functools.partial(self._ring, tokens=tokens)
-        key, value, positions = map(update, (self.key, self.value, self.positions), new, _SLOT_AXES)
-        return replace(self, key=key, value=value, positions=positions, cursor=self.cursor + tokens, empty=False)
+        after = {name: update(getattr(self, name), x, _SLOT_AXES[name]) for name, x in new.items()}
+        return replace(self, **after, cursor=self.cursor + tokens, empty=False)
+
+    def _stored(self, key: Array, value: Array, positions: Int[Array, "b t"]) -> dict[str, Array]:
+        """Tokens in the layouts, and the form, of the slots."""
+        if self.scales is None:
+            return {"key": key.transpose(0, 2, 3, 1), "value": value.swapaxes(1, 2), "positions": positions}
+        (key, key_scale), (value, value_scale) = quantise(key), quantise(value)
+        return {
+            "key": key.transpose(0, 2, 3, 1),
+            "value": value.swapaxes(1, 2),
+            "positions": positions,
+            "key_scale": key_scale.swapaxes(1, 2),
+            "value_scale": value_scale.swapaxes(1, 2),
+        }
 
     def _ring(self, old: Array, new: Array, axis: int, *, tokens: int) -> Array:
         """The slots after `tokens` more, of which `new` has at least the last that stay."""
@@ -124,8 +156,12 @@ class LayerCache:
         return divided("slots") if self.shared else ()
 
     def by_slot(self) -> tuple[Array, Array, Array]:
-        """(key [B, S, K, H], value [B, S, K, H], positions [B, S])."""
-        return self.key.transpose(0, 3, 1, 2), self.value.swapaxes(1, 2), self.positions
+        """(key [B, S, K, H], value [B, S, K, H], positions [B, S]); of a cache in 8 bits float32 keys and values."""
+        key, value = self.key, self.value
+        if self.key_scale is not None and self.value_scale is not None:
+            key = dequantise(key, self.key_scale, 2, jnp.float32)
+            value = dequantise(value, self.value_scale, 3, jnp.float32)
+        return key.transpose(0, 3, 1, 2), value.swapaxes(1, 2), self.positions
 
     def in_order(self) -> tuple[Array, Array, Array]:
         """As `by_slot`, with the oldest slot first."""
@@ -157,7 +193,17 @@ def empty_cache(
     lead: tuple[int, ...] = (),
     shared: bool = False,
 ) -> LayerCache:
-    """A cache without tokens; `lead` = (units,) for scanned layers; `shared`: devices share the slots."""
+    """A cache without tokens; `lead` = (units,) for scanned layers; `shared`: devices share the slots.
+
+    dtype: floating, or int8 (a scale for each token and head besides, float32). Raises `UserError` for another one.
+    """
+    quantised = jnp.dtype(dtype) == jnp.int8
+    if not quantised and not jnp.issubdtype(dtype, jnp.floating):
+        raise UserError(f"the dtype of a cache must be floating or int8, got {jnp.dtype(dtype)}")
+
+    def scale() -> Array | None:
+        return jnp.zeros((*lead, batch_size, num_kv_heads, slots), jnp.float32) if quantised else None
+
     return LayerCache(
         key=jnp.zeros((*lead, batch_size, num_kv_heads, head_dim, slots), dtype),
         value=jnp.zeros((*lead, batch_size, num_kv_heads, slots, head_dim), dtype),
@@ -165,4 +211,6 @@ def empty_cache(
         cursor=jnp.zeros(lead, jnp.int32),
         empty=True,
         shared=shared,
+        key_scale=scale(),
+        value_scale=scale(),
     )

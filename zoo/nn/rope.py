@@ -1,7 +1,8 @@
 """Rotary position embedding, half-split layout (the first half of a head is rotated against the second)."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,72 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from zoo.errors import UserError
+
+
+def _check_positive(scaling: Any) -> None:
+    """Raises `UserError` for a field that is no number above zero, None and switches apart."""
+    for field in fields(scaling):
+        value = getattr(scaling, field.name)
+        if value is not None and not isinstance(value, bool) and not value > 0:
+            raise UserError(f"rope_scaling.{field.name} must be positive, got {value}")
+
+
+@dataclass(frozen=True)
+class LinearScaling:
+    """Position interpolation (arXiv 2306.15595, section 2.3): all frequencies, and so all positions, are divided by
+    `factor`. As config.json's rope_type "linear"."""
+
+    factor: float
+    """How many times longer the context is than it was in pre-training."""
+
+    def __post_init__(self):
+        _check_positive(self)
+
+    @property
+    def magnitude(self) -> float:
+        """Factor of sine and cosine."""
+        return 1.0
+
+    def frequencies(self, powers: np.ndarray, head_dim: int, theta: float) -> np.ndarray:
+        """The frequencies float32 [head_dim / 2] in place of 1 / powers."""
+        return 1 / (np.float32(self.factor) * powers)
+
+
+@dataclass(frozen=True)
+class Llama3Scaling:
+    """Llama 3.1's scaling, config.json's rope_type "llama3" (from Meta's public code; its report has only the base).
+
+    With n = original_max_position_embeddings * f / (2 pi), the turns of a frequency f within the original context, and
+    s = (n - low) / (high - low) cut to 0 .. 1, the frequency becomes s f + (1 - s) f / factor.
+    """
+
+    factor: float
+    """How many times longer the context is than it was in pre-training; 8 in Llama 3.1."""
+    original_max_position_embeddings: int
+    """Context length of pre-training; 8192 in Llama 3.1."""
+    low_freq_factor: float = 1.0
+    """Frequencies of at most so many turns are divided by the factor."""
+    high_freq_factor: float = 4.0
+    """Frequencies of at least so many turns stay."""
+
+    def __post_init__(self):
+        _check_positive(self)
+        if not self.low_freq_factor < self.high_freq_factor:
+            raise UserError(
+                f"rope_scaling.high_freq_factor must be above low_freq_factor = {self.low_freq_factor}, got "
+                f"{self.high_freq_factor}"
+            )
+
+    @property
+    def magnitude(self) -> float:
+        """Factor of sine and cosine."""
+        return 1.0
+
+    def frequencies(self, powers: np.ndarray, head_dim: int, theta: float) -> np.ndarray:
+        """The frequencies float32 [head_dim / 2] in place of 1 / powers."""
+        turns = self.original_max_position_embeddings / (2 * math.pi * powers.astype(np.float64))
+        kept = np.clip((turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor), 0, 1)
+        return ((kept + (1 - kept) / self.factor) / powers).astype(np.float32)
 
 
 @dataclass(frozen=True)
@@ -33,10 +100,7 @@ class YarnScaling:
     """Factor of sine and cosine, whose square multiplies the scores; None = 0.1 log(factor) + 1."""
 
     def __post_init__(self):
-        for name in ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise UserError(f"model.rope_scaling.{name} must be positive, got {value}")
+        _check_positive(self)
 
     @property
     def magnitude(self) -> float:
@@ -63,12 +127,16 @@ class YarnScaling:
         return stretched * (1 - kept) + 1 / powers * kept
 
 
+RopeScaling = LinearScaling | YarnScaling | Llama3Scaling
+"""How the frequencies of a longer context follow from those of pre-training."""
+
+
 def rope_angles(
-    positions: Int[Array, "b t"], head_dim: int, theta: float, scaling: YarnScaling | None = None
+    positions: Int[Array, "b t"], head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> tuple[Array, Array]:
     """((-sin, sin), (cos, cos)) float32 [b, t, 1, head_dim] of the angles position * theta^(-2i / head_dim).
 
-    With `scaling` the frequencies and the magnitude are YaRN's.
+    With `scaling` the frequencies and the magnitude are its.
     """
     # One bit more or less moves the angles of far positions by far more than other float32 rounding does. Of exponents
     # in float32 and powers rounded from float64, torch's float32 constants are all but one in a hundred or so bit for

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from zoo.kernels.attention.block import NO_KEY, attend_part
+from zoo.kernels.attention.quantised import Scales, dequantise
 from zoo.kernels.attention.sinks import with_sinks
 from zoo.kernels.attention.visibility import visible
 from zoo.kernels.platform import target_platform
@@ -36,11 +37,12 @@ def piece_attention(
     scale: float,
     logits_soft_cap: float | None,
     sinks: Float[Array, "n"] | None = None,
+    held_scales: Scales | None = None,
 ) -> Float[Array, "b t n h"]:
     """Causal attention without a window to the first `filled` slots of `held` and to the piece's `own` keys.
 
     The function of `dot_product_attention` on both sets of keys together: merged from blocks by their log-sum-exp. Keys
-    and values are cast to the query's dtype block by block.
+    and values are cast to the query's dtype block by block; with `held_scales`, of int8 codes, scale * code is.
     """
     batch, tokens, heads, head_dim = query.shape
     kv_heads = own[0].shape[1]
@@ -48,14 +50,14 @@ def piece_attention(
     statistics = jnp.promote_types(query.dtype, jnp.float32)
     merged = jnp.zeros(grouped.shape, statistics), jnp.full(grouped.shape[:-1], NO_KEY, statistics)
     attend = partial(_attend_blocks, grouped, positions, scale=scale, soft_cap=logits_soft_cap)
-    out, lse = attend(own, tokens, attend(held, filled, merged))
+    out, lse = attend(own, tokens, attend(held, filled, merged, held_scales))
     out, lse = out.transpose(0, 3, 1, 2, 4).reshape(query.shape), lse.transpose(0, 3, 1, 2).reshape(query.shape[:3])
     if sinks is not None:
         out, _ = with_sinks(out, lse, sinks)
     return out.astype(query.dtype)
 
 
-def _attend_blocks(query, positions, held: Held, filled, merged, *, scale: float, soft_cap: float | None):
+def _attend_blocks(query, positions, held: Held, filled, merged, scales=None, *, scale: float, soft_cap: float | None):
     """`merged` (out, lse) with the first `filled` of these keys besides."""
     batch, kv_heads, group, tokens, _ = query.shape
     slots = held[0].shape[3]
@@ -71,14 +73,20 @@ def _attend_blocks(query, positions, held: Held, filled, merged, *, scale: float
         )
         slot = start + jnp.arange(block)
         mask = visible(positions, key_positions) & (slot >= number * block) & (slot < filled)
-        key, value = key.swapaxes(2, 3).astype(query.dtype), value.astype(query.dtype)
+        key = key.swapaxes(2, 3)
+        if scales is None:
+            key, value = key.astype(query.dtype), value.astype(query.dtype)
+        else:
+            of_block = (jax.lax.dynamic_slice_in_dim(x, start, block, 2) for x in scales)
+            key, value = (dequantise(x, s, 3, query.dtype) for x, s in zip((key, value), of_block, strict=True))
         out, lse = attend_part(query, key, value, mask[:, None, None], scale, soft_cap)
-        return _merge(merged, (out, jnp.where(jnp.isposinf(lse), NO_KEY, lse)))
+        return merge_parts(merged, (out, jnp.where(jnp.isposinf(lse), NO_KEY, lse)))
 
     return jax.lax.fori_loop(0, -(-filled // block), body, merged)
 
 
-def _merge(one, other):
+def merge_parts(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+    """(out [*x, H], lse [*x]) of two sets of keys together, from the attention to each: outs weighted with exp(lse)."""
     (out, lse), (more, more_lse) = one, other
     total = jnp.logaddexp(lse, more_lse)
     weighted = (x.astype(out.dtype) * jnp.exp(part - total)[..., None] for x, part in ((out, lse), (more, more_lse)))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from zoo.kernels.attention.quantised import Scales, dequantise
 from zoo.kernels.attention.sinks import with_sinks
 from zoo.kernels.decode_attention.inputs import HeldKeys, OwnKey
 from zoo.kernels.decode_attention.reference import reference_decode_attention
@@ -32,6 +33,7 @@ def decode_attention(
     sliding_window: int | None,
     logits_soft_cap: float | None,
     sinks: Float[Array, "n"] | None = None,
+    held_scales: Scales | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "b n h"]:
     """softmax over the visible keys of cap(scale * q . k), times v, for one causal query per row; cap as in
@@ -42,12 +44,14 @@ def decode_attention(
 
     Args:
       held: keys [B, K, H, S], values [B, K, S, H] and positions [B, S] (int32) of the slots of a cache, in any order
-        and of any floating dtype. A slot without a token has `EMPTY_POSITION`.
+        and of any floating dtype, or int8 codes with `held_scales`. A slot without a token has `EMPTY_POSITION`.
       own: key [B, K, H], value [B, K, H] and position [B, 1] of the query's own token, which is in no slot yet.
       query_positions: int32 [B, 1] or [1, 1].
       scale: factor of the scores.
       sliding_window: number of visible keys, the query's own position included; None = all.
       sinks: one logit per query head that joins the denominator of the softmax.
+      held_scales: of the codes of keys and values, float32 [B, K, S] each (`zoo.kernels.attention.quantised`). Only
+        "reference" (dequantises all of them first) and "xla" (block by block) take them.
       implementation: "reference" (dense, the specification), "xla" (dense), "pallas_tpu", "pallas_gpu" (kernels that
         read the visible blocks of the cache once; on another back end they are interpreted, slowly); None = the best
         one for this call on the back end.
@@ -57,9 +61,10 @@ def decode_attention(
       NotImplementedError: an implementation that lacks a feature of this call.
     """
     options: dict[str, Any] = dict(scale=scale, sliding_window=sliding_window, logits_soft_cap=logits_soft_cap)
-    if sinks is not None:
-        part = decode_attention_part(query, held, own, query_positions, implementation=implementation, **options)
-        return with_sinks(*part, sinks)[0].astype(query.dtype)
+    if sinks is not None or held_scales is not None:
+        options |= dict(held_scales=held_scales, implementation=implementation)
+        out, lse = decode_attention_part(query, held, own, query_positions, **options)
+        return (out if sinks is None else with_sinks(out, lse, sinks)[0]).astype(query.dtype)
     platform = target_platform()
     return _load(implementation or best_implementation(query, platform), platform)(
         query, held, own, query_positions, **options
@@ -72,6 +77,7 @@ def decode_attention_part(
     own: OwnKey,
     query_positions: Int[Array, "#b 1"],
     *,
+    held_scales: Scales | None = None,
     implementation: str | None = None,
     **options: Any,
 ) -> tuple[Float[Array, "b n h"], Float[Array, "b n"]]:
@@ -79,14 +85,22 @@ def decode_attention_part(
     the dtype of sums; `NO_KEY` where none is visible. An own token that belongs to another part has `EMPTY_POSITION`.
     """
     platform = target_platform()
-    name = implementation or best_implementation(query, platform)
+    best = best_implementation(query, platform) if held_scales is None else "xla"
+    name = implementation or best
     if name == "xla":
-        return xla_decode_part(query, held, own, query_positions, **options)
+        if held_scales is not None:
+            _load(name, platform)  # says so, once: where there is a kernel, it would have been that
+        return xla_decode_part(query, held, own, query_positions, held_scales=held_scales, **options)
     if name == "reference":
         wide = jnp.promote_types(query.dtype, jnp.float32)
+        if held_scales is not None:
+            key, value, places = held
+            held = dequantise(key, held_scales[0], 2, wide), dequantise(value, held_scales[1], 3, wide), places
         held, own = ((one.astype(wide), other.astype(wide), places) for one, other, places in (held, own))
         out, lse = xla_decode_part(query.astype(wide), held, own, query_positions, **options)
         return out.astype(query.dtype), lse
+    if held_scales is not None and name in _PALLAS:
+        raise NotImplementedError(f"decode attention {name!r} reads no cache in 8 bits: name 'xla' or none")
     return _load(name, platform)(query, held, own, query_positions, with_lse=True, **options)
 
 

@@ -2,12 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from zoo.kernels.attention.block import NO_MAXIMUM_SOFT_CAP
 from zoo.kernels.attention.visibility import visible_pairs
 
-HeldKeys = tuple[Float[Array, "b k h s"], Float[Array, "b k s h"], Int[Array, "b s"]]
+HeldKeys = tuple[Shaped[Array, "b k h s"], Shaped[Array, "b k s h"], Int[Array, "b s"]]
 OwnKey = tuple[Float[Array, "b k h"], Float[Array, "b k h"], Int[Array, "b 1"]]
 
 
