@@ -197,9 +197,10 @@ def empty_cache(
 
     dtype: floating, or int8 (a scale for each token and head besides, float32). Raises `UserError` for another one.
     """
-    quantised = jnp.dtype(dtype) == jnp.int8
+    dtype = jnp.dtype(dtype)
+    quantised = dtype == jnp.int8
     if not quantised and not jnp.issubdtype(dtype, jnp.floating):
-        raise UserError(f"the dtype of a cache must be floating or int8, got {jnp.dtype(dtype)}")
+        raise UserError(f"the dtype of a cache must be floating or int8, got {dtype}")
 
     def scale() -> Array | None:
         return jnp.zeros((*lead, batch_size, num_kv_heads, slots), jnp.float32) if quantised else None
