@@ -19,6 +19,7 @@ FLOORS = {
     "zoo.nn": 2,
     "zoo.training": 2,
     "zoo.models": 3,
+    "zoo.peft": 3,
     "zoo.inference": 4,
     "zoo.interop": 4,
     "zoo.recipes": 4,

@@ -5,6 +5,8 @@ python -m zoo.export gemma-2-2b gemma-2-2b-orbax --format deepmind
 python -m zoo.export runs/first packed --format quantised --bits 4
 python -m zoo.export packed phone --format gguf
 python -m zoo.export runs/a mean --average runs/b runs/c --format orbax
+python -m zoo.export runs/lora lora --format peft
+python -m zoo.export gemma-2-2b merged --merge-adapter lora --format huggingface
 """
 
 import logging
@@ -25,6 +27,8 @@ _OPENING = {
     "deepmind": "gemma.gm.ckpts.load_params({path!r})",
     "quantised": "zoo.load({path!r}), or --checkpoint {path} of zoo.generate and zoo.score",
     "gguf": "llama-cli -m {path}/model.gguf",
+    "peft": "peft.PeftModel.from_pretrained(base, {path!r}), or --adapter {path}",
+    "adapter": "zoo.load(base, adapter={path!r}), or --adapter {path}",
 }
 
 
@@ -37,9 +41,11 @@ class Export:
     weights (quantised)."""
     out: Annotated[Path, tyro.conf.Positional]
     """The new folder; must not exist or be empty."""
-    format: Literal["huggingface", "orbax", "deepmind", "quantised", "gguf"]
+    format: Literal["huggingface", "orbax", "deepmind", "quantised", "gguf", "peft", "adapter"]
     """huggingface: opens in transformers. orbax: the zoo's own. deepmind: the google-deepmind/gemma tree (flat).
-    quantised: the zoo's own, with packed weights. gguf: for llama.cpp and other on-device runtimes, packed or not."""
+    quantised: the zoo's own, with packed weights. gguf: for llama.cpp and other on-device runtimes, packed or not.
+    Of a run that trained an adapter: peft, the library's folder of a LoRA; adapter, the zoo's own of any kind. In the
+    other formats the adapter is merged into its base."""
     dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of the weights that are not packed; default: as stored, bit for bit."""
     bits: Literal[4, 8] | None = None
@@ -53,6 +59,10 @@ class Export:
     ema: float | None = None
     """Instead of the newest weights of a run directory, a moving average over its saved steps is written, in which this
     part of the average so far is kept at each step (0.5: the newest counts half)."""
+    merge_adapter: tuple[Path, ...] = ()
+    """Adapters that become part of the checkpoint's weights: LoRA, bitfit and sparse ones."""
+    adapter_weights: tuple[float, ...] = ()
+    """What each of them is multiplied with; default 1."""
     max_shard_gb: float = 5.0
     """Largest size of one weight file (huggingface)."""
     overwrite: bool = False
@@ -66,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--max-shard-gb must be above 0, got {options.max_shard_gb}")
     _check_packing(options)
     _check_average(options)
+    _check_adapters(options)
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # an export fills the host's memory, not an accelerator's
@@ -76,13 +87,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     for source in (options.checkpoint, *options.average):
         check_destination(options.out, overwrite=options.overwrite, source=source)
+    if options.format in _ADAPTERS:
+        _write_adapter(options)
+        return
     config = read_config(options.checkpoint)
     known = architecture_of(config) if options.format == "huggingface" else find_architecture(config)
     tensors = None if known is None else len(known.places(config))
     checkpoints, weights = _chosen(options)
     with _Progress("reading", tensors and tensors * len(checkpoints)) as progress:
         if len(checkpoints) == 1:
-            loaded = load(options.checkpoint, param_dtype="stored", on_tensor=progress.advance)
+            loaded = load(
+                options.checkpoint,
+                param_dtype="stored",
+                on_tensor=progress.advance,
+                adapter=options.merge_adapter,
+                adapter_weights=options.adapter_weights or None,
+                merge=True,
+            )
         else:
             from zoo.recipes.averaging import load_average
 
@@ -120,6 +141,19 @@ def _check_average(options: Export) -> None:
         raise UserError(f"--ema must be at least 0 and below 1, got {options.ema}")
 
 
+def _check_adapters(options: Export) -> None:
+    several = bool(options.average) or options.ema is not None
+    if options.merge_adapter and (several or options.format in _ADAPTERS):
+        what = "--average and --ema" if several else f"--format {options.format}"
+        raise UserError(f"--merge-adapter and {what} do not go together: export one after the other")
+    if options.adapter_weights and len(options.adapter_weights) != len(options.merge_adapter):
+        raise UserError(f"--adapter-weights needs one number for each of {len(options.merge_adapter)} --merge-adapter")
+    if options.format in _ADAPTERS and (several or options.dtype or options.bits or options.embedding_bits):
+        raise UserError(
+            f"--format {options.format} takes no options of whole models (--average, --ema, --dtype, --bits)"
+        )
+
+
 def _chosen(options: Export) -> tuple[list[Path], list[float] | None]:
     """The checkpoints that are read, and what each counts (None: all the same)."""
     if options.ema is None:
@@ -130,7 +164,7 @@ def _chosen(options: Export) -> tuple[list[Path], list[float] | None]:
     return steps, moving_average_weights(len(steps), options.ema)
 
 
-_PACKED = ("quantised", "gguf")
+_PACKED, _ADAPTERS = ("quantised", "gguf"), ("peft", "adapter")
 
 
 def _check_packing(options: Export) -> None:
@@ -140,6 +174,21 @@ def _check_packing(options: Export) -> None:
         )
     if options.format == "gguf" and options.embedding_bits and not options.bits:
         raise UserError("--embedding-bits needs --bits: otherwise nothing is packed")
+
+
+def _write_adapter(options: Export) -> None:
+    """The adapter that a run trained, as a folder of its own."""
+    from zoo.interop.adapters import is_adapter_run, read_adapter_run, save_adapter, save_peft
+
+    if not is_adapter_run(options.checkpoint):
+        raise UserError(f"{options.checkpoint} is no run that trained an adapter (zoo.train --peft.method)")
+    adapter, config = read_adapter_run(options.checkpoint)
+    save = save_peft if options.format == "peft" else save_adapter
+    save(adapter, options.out, config=config, overwrite=options.overwrite)
+    print(
+        f"wrote {options.out} ({adapter.config.method}, {adapter.num_parameters:,} numbers) from {options.checkpoint}"
+    )
+    print(f"open it with {_OPENING[options.format].format(path=str(options.out))}")
 
 
 def _write_packed(loaded, options: Export, progress: "_Progress") -> None:

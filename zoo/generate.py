@@ -60,6 +60,10 @@ class Generate:
     """The same seed and prompt give the same text."""
     stop_tokens: tuple[int, ...] | None = None
     """Ids that end a row. Default: the model's end tokens for --prompt and --chat, none for --tokens."""
+    adapter: tuple[Path, ...] = ()
+    """Adapters that are put into the model: folders of zoo.export or of the library peft, or runs that trained them."""
+    adapter_weights: tuple[float, ...] = ()
+    """What each of them is multiplied with; default 1."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
     cache_dtype: Literal["float32", "bfloat16", "int8"] | None = None
@@ -135,7 +139,15 @@ def _load(options: Generate, *, tokenizer_needed: bool):
     execution = None if dtype is None else Execution(compute_dtype=dtype, param_dtype=dtype)
     mesh = _mesh(options)
     rules = None if mesh is None else INFERENCE_RULES
-    loaded = zoo.load(options.checkpoint, execution=execution, attention=options.attention, mesh=mesh, rules=rules)
+    loaded = zoo.load(
+        options.checkpoint,
+        execution=execution,
+        attention=options.attention,
+        mesh=mesh,
+        rules=rules,
+        adapter=options.adapter,
+        adapter_weights=options.adapter_weights or None,
+    )
     if not hasattr(loaded.model, "init_cache"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} generates no text")
     if tokenizer_needed and loaded.tokenizer is None:

@@ -50,6 +50,10 @@ class Score:
     """Rows (or windows) that go through the model at a time."""
     json: Path | None = None
     """File for the same figures as JSON."""
+    adapter: tuple[Path, ...] = ()
+    """Adapters that are put into the model: folders of zoo.export or of the library peft, or runs that trained them."""
+    adapter_weights: tuple[float, ...] = ()
+    """What each of them is multiplied with; default 1."""
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     """Dtype of weights and activations. Default: float32 on CPU, bfloat16 elsewhere."""
     attention: AttentionName | None = None
@@ -91,7 +95,8 @@ def _check(options: Score) -> None:
 def _write_cache(options: Score, k: int, stream: list[str]) -> None:
     """What the checkpoint says of the training stream of a recipe, for runs that learn from it."""
     default = Score(options.checkpoint)
-    for name in ("tokens", "mask", "logits", "text", "context", "overlap", "json", "compute_dtype", "attention"):
+    arrays = ("tokens", "mask", "logits", "text", "context", "overlap", "json", "compute_dtype", "attention")
+    for name in (*arrays, "adapter", "adapter_weights"):
         if getattr(options, name) != getattr(default, name):
             option = f"--{name.replace('_', '-')}"
             raise UserError(f"{option} does not go with --top-k-logits, which takes the recipe's settings (after --)")
@@ -119,7 +124,13 @@ def _load(options: Score, *, tokenizer_needed: bool):
 
     dtype = options.compute_dtype
     execution = None if dtype is None else Execution(compute_dtype=dtype, param_dtype=dtype)
-    loaded = zoo.load(options.checkpoint, execution=execution, attention=options.attention)
+    loaded = zoo.load(
+        options.checkpoint,
+        execution=execution,
+        attention=options.attention,
+        adapter=options.adapter,
+        adapter_weights=options.adapter_weights or None,
+    )
     if not hasattr(loaded.model, "logits"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} predicts no tokens")
     if tokenizer_needed and loaded.tokenizer is None:

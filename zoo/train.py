@@ -20,6 +20,14 @@ from zoo.data import baselines, epochs_begun, open_corpus, train_batches, valida
 from zoo.errors import TRY_AGAIN, UserError, run_command
 from zoo.parallel import activation_sharding, batch_sharding, make_mesh, rows_by_process, start_distributed
 from zoo.recipes import DEFAULT, Recipe, description, recipe, recipe_to_dict, recipes
+from zoo.recipes.adapters import (
+    begin_adapter,
+    check_same_base,
+    describe_adapter,
+    evaluation_of,
+    load_fixed,
+    whole_model,
+)
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.command_line import parse_recipe, take_flag
 from zoo.recipes.console import replay_mismatch_in_one_line, say, show_logs
@@ -106,20 +114,33 @@ def train(recipe: Recipe, began: float) -> None:
     info = describe_run(recipe, tokenizer)
     with RunLock(run), open_checkpoints(run, recipe.loop) as checkpoints, contextlib.closing(batches):
         teacher = load_teacher(recipe, mesh)
+        fixed = load_fixed(recipe, mesh, program.adapter, teacher)
         begin_run(info, tokenizer, new=saved is None)
         check_same_teacher(recipe, teacher, new=saved is None)
+        check_same_base(recipe, program.adapter, fixed, new=saved is None)
         state, data_position = restore_or_begin(
-            recipe, mesh, program.model, program.optimizer, checkpoints, batches.parts
+            recipe,
+            mesh,
+            program.model,
+            program.optimizer,
+            checkpoints,
+            batches.parts,
+            None if program.adapter is None else functools.partial(begin_adapter, recipe, program.adapter),
         )
         if data_position is not None:
             batches.set_state(data_position)
         first_step = int(state.step)
-        say(opening(recipe, mesh, corpus, tokenizer, first_step) + describe_teacher(recipe))
+        say(
+            opening(recipe, mesh, corpus, tokenizer, first_step)
+            + describe_teacher(recipe)
+            + describe_adapter(recipe, program.adapter, state)
+        )
 
         # ---- loop
-        step = program.step if teacher is None else functools.partial(program.step, teacher=teacher)
+        step = program.step if fixed is None else functools.partial(program.step, teacher=fixed)
         token_bytes = None if recipe.trains_images or recipe.trains_masked else tokenizer.token_bytes()
         evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, token_bytes)
+        evaluate = evaluation_of(program.adapter, evaluate, fixed)
         goodput = Goodput(run, first_step=first_step, began=began, last_written=last_step(run / "metrics.jsonl"))
         record = open_record(
             run,
@@ -158,8 +179,9 @@ def train(recipe: Recipe, began: float) -> None:
         if outcome.preempted:
             sys.exit(TRY_AGAIN)
         return
+    graphdef, params = whole_model(program.adapter, program.model, outcome.state.params, fixed)
     if recipe.trains_images:
-        say(f"\n{image_report(recipe, program.model.graphdef, outcome.state.params, held_out, mesh)}")
+        say(f"\n{image_report(recipe, graphdef, params, held_out, mesh)}")
         return
     if recipe.trains_masked:
         found = outcome.validation or evaluate(outcome.state.params)
@@ -169,7 +191,7 @@ def train(recipe: Recipe, began: float) -> None:
     say(f"\n{comparison(outcome.validation or evaluate(outcome.state.params), frequencies)}")
     say(draw_losses(recipe, frequencies))
     if recipe.sample_tokens:
-        say(f"\na sample:\n{sample_text(recipe, program.model.graphdef, outcome.state.params, tokenizer)}")
+        say(f"\na sample:\n{sample_text(recipe, graphdef, params, tokenizer)}")
     say(f"\n{what_next(recipe)}")
 
 

@@ -3,6 +3,9 @@
 `load` finds out which kind a path is; `save_*` write a folder that appears whole or not at all.
 """
 
+from zoo.interop.adapters import load_adapter as load_adapter
+from zoo.interop.adapters import save_adapter as save_adapter
+from zoo.interop.adapters import save_peft as save_peft
 from zoo.interop.deepmind import load_deepmind as load_deepmind
 from zoo.interop.deepmind import save_deepmind as save_deepmind
 from zoo.interop.gguf import save_gguf as save_gguf

@@ -1,5 +1,6 @@
 """`load`: a model from any checkpoint, whichever kind it is."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,6 +13,7 @@ from zoo.command_line import AttentionName
 from zoo.data import TOKENIZER_FILES, MediaConfig, Tokenizer, load_tokenizer
 from zoo.errors import UserError
 from zoo.interop import deepmind, huggingface
+from zoo.interop.adapters import base_of, is_adapter_run, load_adapter
 from zoo.interop.deepmind_tree import DeepMindTree
 from zoo.interop.parameters import OnTensor, ParamDtype
 from zoo.interop.quantised import DESCRIPTION, load_quantised, read_quantised
@@ -19,7 +21,9 @@ from zoo.interop.runs import Part, load_run, part_of, recorded_media
 from zoo.models import config_from_dict
 from zoo.models.decoder import Decoder
 from zoo.nn import Execution
-from zoo.parallel import ShardingRules
+from zoo.parallel import ShardingRules, state_shardings
+from zoo.peft import Adapter, merged, with_adapters
+from zoo.peft.mixture import Weight
 from zoo.training.run_directory import is_checkpoint_dir, is_run_dir, read_run
 
 Source = Literal["huggingface", "run", "deepmind", "quantised"]
@@ -41,6 +45,8 @@ class Loaded:
     with packed weights."""
     tokenizer_folder: Path | None
     """Folder with the tokenizer's files; None if there are none."""
+    adapters: tuple[Adapter, ...] = ()
+    """What is in the model, or was merged into it, besides the checkpoint's own weights."""
 
     @property
     def config(self) -> Any:
@@ -83,6 +89,10 @@ def load(
     rules: ShardingRules | None = None,
     on_tensor: OnTensor | None = None,
     part: Part | None = None,
+    adapter: str | Path | Sequence[str | Path] = (),
+    adapter_weights: Sequence[Weight] | None = None,
+    stack: bool = False,
+    merge: bool = False,
 ) -> Loaded:
     """Loads the model of a checkpoint and says what kind of checkpoint it was.
 
@@ -98,9 +108,15 @@ def load(
         rules: which logical axis lies on which mesh axis; default `ShardingRules()`.
         on_tensor: called with each tensor's name when it has been read.
         part: of a run of online distillation, which of the two models; default: the student.
+        adapter: folders of adapters that are put into the model: of `zoo.export --format peft` or `adapter`, of the
+            library peft, or runs of `zoo.train --peft.method`. Such a run as `path` is its base with its adapter.
+        adapter_weights: one for each adapter, or an array with one for each row of a batch; default 1.
+        stack: bottleneck adapters one behind the other, instead of side by side.
+        merge: adapters become part of the weights.
 
     Raises:
-        UserError: nothing that can be loaded lies there; what was found is damaged or not supported.
+        UserError: nothing that can be loaded lies there; what was found is damaged or not supported; an adapter is not
+            one for this model.
     """
     source = source_of(path)
     if execution is None:
@@ -110,6 +126,11 @@ def load(
     if attention is not None:
         execution = replace(execution, attention_implementation=attention)
     path = Path(path)
+    adapters = (adapter,) if isinstance(adapter, str | Path) else tuple(adapter)
+    options: Any = dict(execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules)
+    if adapters or is_adapter_run(path):
+        how: Any = dict(weights=adapter_weights, stack=stack, merge=merge)
+        return _load_with_adapters(path, source, adapters, how, options | dict(on_tensor=on_tensor, part=part))
     if source == "run":
         model = load_run(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules, part=part)
         return Loaded(model, path, source, read_run(path).tokenizer_dir)
@@ -123,6 +144,34 @@ def load(
     model = read(path, execution=execution, param_dtype=param_dtype, mesh=mesh, rules=rules, on_tensor=on_tensor)
     beside = (path,) if source == "huggingface" else (path, path.parent)  # released trees lie in the tokenizer's folder
     return Loaded(model, path, source, next(filter(_has_tokenizer, beside), None))
+
+
+def _load_with_adapters(
+    path: Path, source: Source, folders: tuple[str | Path, ...], how: dict[str, Any], options: dict[str, Any]
+) -> Loaded:
+    """`load` where there are adapters; `how` they are put into the model."""
+    if is_adapter_run(path):
+        if folders:
+            raise UserError(f"{path} holds an adapter itself: give its base as the checkpoint, and both as adapters")
+        folders = (path,)
+        base = load(base_of(path), **options, merge=True)
+    else:
+        base = load(path, **options)
+    adapters = [load_adapter(folder, base.model) for folder in folders]
+    merge, weights = how.pop("merge"), how["weights"]
+    if merge:
+        model = merged(base.model, adapters, weights)
+    else:
+        mesh, rules = options["mesh"], options["rules"]
+
+        def place(state: Any) -> Any:
+            if mesh is None:
+                return state
+            return jax.device_put(state, state_shardings(state, mesh, rules or ShardingRules()))
+
+        model = with_adapters(base.model, adapters, place=place, **how)
+    tokenizer = read_run(path).tokenizer_dir if source == "run" else base.tokenizer_folder
+    return Loaded(model, path, source, tokenizer, tuple(adapters))
 
 
 def read_config(path: str | Path, part: Part | None = None) -> Any:

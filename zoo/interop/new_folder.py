@@ -10,7 +10,15 @@ from pathlib import Path
 from zoo.errors import UserError
 
 # What an earlier export leaves behind; any other folder with files in it is never replaced.
-_EXPORT_MARKS = ("config.json", "run.json", "_METADATA", "_CHECKPOINT_METADATA", "quantised.json", "model.gguf")
+_EXPORT_MARKS = (
+    "config.json",
+    "run.json",
+    "_METADATA",
+    "_CHECKPOINT_METADATA",
+    "quantised.json",
+    "model.gguf",
+    "adapter.json",
+)
 
 
 def check_destination(path: Path, *, overwrite: bool, source: Path | None = None) -> None:

@@ -54,7 +54,7 @@ def load_run(
         UserError: there is no whole checkpoint, or its description cannot be read; `part` of a model that is no pair.
     """
     info = read_run(path)
-    config, saved = config_from_dict(info.model_dict), _saved_execution(info)
+    config, saved = config_from_dict(info.model_dict), saved_execution(info)
     execution = execution or Execution()
     dtype = jnp.dtype(saved.param_dtype if param_dtype == "stored" else param_dtype or execution.param_dtype)
     abstract = abstract_model(config, saved)[1]
@@ -164,7 +164,8 @@ def write_orbax(folder: Path, tree: Any) -> None:
             raise
 
 
-def _saved_execution(info: RunInfo) -> Execution:
+def saved_execution(info: RunInfo) -> Execution:
+    """How the run computed its model. Raises `UserError` for fields that this version does not know."""
     try:
         return Execution(**info.execution_dict)
     except TypeError as error:

@@ -35,23 +35,24 @@ class SafetensorsFolder:
     Files are read with ``pread``, not mapped, so that what was read is not counted (and kept) a second time.
     """
 
-    def __init__(self, folder: Path, old_endings: Mapping[str, str] | None = None):
+    def __init__(self, folder: Path, old_endings: Mapping[str, str] | None = None, *, file: str | None = None):
         """Reads the index and every header. Raises `UserError` for missing, damaged or contradictory files.
 
-        old_endings: what the endings of names that older software wrote are called here."""
+        old_endings: what the endings of names that older software wrote are called here. file: the only file that is
+        read, instead of a model's."""
         self.folder = folder
         self.tensors: dict[str, StoredTensor] = {}
         self._open: tuple[Path, Callable[[str], np.ndarray]] | None = None
-        index = _read_index(folder)
-        for file in sorted(set(index.values())) if index else [folder / SINGLE_FILE]:
-            for name, tensor in _read_header(file).items():
-                if index and index.get(name) != file:
+        index = _read_index(folder) if file is None else {}
+        for one in sorted(set(index.values())) if index else [folder / (file or SINGLE_FILE)]:
+            for name, tensor in _read_header(one).items():
+                if index and index.get(name) != one:
                     listed = f"lists it in {index[name].name}" if name in index else "does not list it"
-                    raise UserError(f"{file} holds tensor {name}, but {INDEX_FILE} {listed}")
+                    raise UserError(f"{one} holds tensor {name}, but {INDEX_FILE} {listed}")
                 self.tensors[name] = tensor
-        for name, file in index.items():
+        for name, one in index.items():
             if name not in self.tensors:
-                raise UserError(f"{folder / INDEX_FILE} lists tensor {name} in {file.name}, which does not hold it")
+                raise UserError(f"{folder / INDEX_FILE} lists tensor {name} in {one.name}, which does not hold it")
         self._stored_names = {_renamed(name, old_endings or {}): name for name in self.tensors}
         if len(self._stored_names) < len(self.tensors):
             twice = sorted(set(self.tensors) - set(self._stored_names.values()))

@@ -44,11 +44,11 @@ def write_folder(
     """
     shards = _shards(tensors, max_shard_bytes)
     if len(shards) == 1:
-        _write_file(folder / SINGLE_FILE, shards[0], read)
+        write_file(folder / SINGLE_FILE, shards[0], read)
         return [folder / SINGLE_FILE]
     files = [folder / f"model-{i + 1:05d}-of-{len(shards):05d}.safetensors" for i in range(len(shards))]
     for file, shard in zip(files, shards, strict=True):
-        _write_file(file, shard, read)
+        write_file(file, shard, read)
     index = {
         "metadata": {
             "total_parameters": sum(tensor.size for tensor in tensors),
@@ -72,8 +72,11 @@ def _shards(tensors: Iterable[TensorToWrite], max_shard_bytes: int) -> list[list
     return shards
 
 
-def _write_file(path: Path, tensors: Sequence[TensorToWrite], read: Callable[[str], np.ndarray]) -> None:
-    """The format: length of the header (u64), JSON padded to 8 bytes, the tensors without gaps; all little-endian."""
+def write_file(path: Path, tensors: Sequence[TensorToWrite], read: Callable[[str], np.ndarray]) -> None:
+    """Writes one file.
+
+    The format: length of the header (u64), JSON padded to 8 bytes, the tensors without gaps; all little-endian.
+    """
     tensors = sorted(tensors, key=lambda tensor: -tensor.dtype.itemsize)  # stable; keeps every tensor aligned
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offset = 0

@@ -11,14 +11,19 @@ from jaxtyping import Array, Float, Int
 from zoo.kernels import dot_product_attention
 from zoo.kernels.attention.block import NO_KEY
 from zoo.kernels.attention.piece import piece_attention
+from zoo.kernels.attention.prefix import Prefix, prefix_part
+from zoo.kernels.attention.quantised import Scales
 from zoo.kernels.attention.sinks import with_sinks
 from zoo.kernels.attention.visibility import EMPTY_POSITION
 from zoo.kernels.context_attention import device_attention
+from zoo.kernels.context_attention.parts import merge
 from zoo.kernels.decode_attention import decode_attention, decode_attention_part, merge_decoded
+from zoo.nn.bottleneck import through_bottlenecks
 from zoo.nn.cache import LayerCache
 from zoo.nn.execution import Execution
 from zoo.nn.norm import RMSNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
+from zoo.nn.prefix import prefix_of
 from zoo.nn.rope import apply_rope
 from zoo.parallel import active_rules, divided, enter_sublayer, kv_heads_read, leave_sublayer, own_part
 
@@ -121,7 +126,8 @@ class Attention(nnx.Module):
                 cache = cache.write(key, value, stored)
         with jax.named_scope("output"):
             out = leave_sublayer(project("btnh,nhd->btd", out, self.output[...]), "heads")
-            return out + self.output_bias[...].astype(out.dtype) if self.has_bias else out, cache
+            out = out + self.output_bias[...].astype(out.dtype) if self.has_bias else out
+            return through_bottlenecks(self, out), cache
 
     def _projections(self, x):
         query = project("btd,dnh->btnh", x, self.query[...])
@@ -137,6 +143,8 @@ class Attention(nnx.Module):
         """Among the tokens of this call, which several devices may share."""
         if not divided("length"):
             return self._attend(query, key, value, positions, positions, segment_ids, segment_ids, ordered=True)
+        if prefix_of(self) is not None:
+            raise NotImplementedError("a prefix is not supported where devices share the tokens of a sequence")
         own = self._kv_heads_read(query, key.shape[2])
         return device_attention(
             query,
@@ -155,8 +163,10 @@ class Attention(nnx.Module):
         own = self._kv_heads_read(query, key.shape[2])
         held = own(cache.key, 1), own(cache.value, 1), cache.positions
         new = own(key[:, 0], 1), own(value[:, 0], 1)
-        scales = _scales_read(cache, own)
-        if cache.slot_axes:
+        scales, prefix = _scales_read(cache, own), self._prefix(own)
+        if prefix is not None:
+            out = self._attend_one_after(prefix, query, held, (*new, stored), positions, cache, scales)
+        elif cache.slot_axes:
             # Each device attends to its own slots, the first one to the new token besides.
             first = jax.lax.axis_index(cache.slot_axes) == 0
             stored = jnp.where(first, stored, EMPTY_POSITION)
@@ -173,13 +183,25 @@ class Attention(nnx.Module):
             out = decode_attention(query[:, 0], held, (*new, stored), positions, **options)[:, None]
         return out, *_after(out, key, value)
 
+    def _attend_one_after(self, prefix: Prefix, query, held, new, positions, cache: LayerCache, scales: Scales | None):
+        """A decode step with a prefix."""
+        if cache.slot_axes:
+            raise NotImplementedError("a prefix is not supported where devices share the slots of a cache")
+        options = self._options()
+        sinks = options.pop("sinks")
+        part = decode_attention_part(query[:, 0], held, new, positions, held_scales=scales, **options)
+        of_prefix = prefix_part(query, prefix, self.scale, self.logits_soft_cap)
+        out, lse = merge(part, (of_prefix[0][:, 0], of_prefix[1][:, 0]))
+        out = out if sinks is None else with_sinks(out, lse, sinks)[0]
+        return out.astype(query.dtype)[:, None]
+
     def _attend_several(self, query, key, value, positions, stored, cache: LayerCache):
         """A piece of several tokens: (out, key, value). Padding and empty slots have EMPTY_POSITION, so segments are
         not needed any more."""
         if cache.slot_axes or divided("length"):
             raise NotImplementedError("a cache divided among devices takes one token at a time after the first call")
         positions = jnp.broadcast_to(positions, query.shape[:2])
-        if self.sliding_window is None and self.implementation in (None, "xla"):
+        if self.sliding_window is None and self.implementation in (None, "xla") and prefix_of(self) is None:
             return self._attend_piece(query, key, value, positions, stored, cache)
         if self.sliding_window is None:
             held = cache.write(key, value, stored).by_slot()
@@ -218,8 +240,14 @@ class Attention(nnx.Module):
             query_segment_ids=query_segments,
             key_segment_ids=key_segments,
             ordered_positions=ordered,
+            prefix=self._prefix(own),
             **self._options(),
         )
+
+    def _prefix(self, own) -> Prefix | None:
+        """The learned keys and values of the heads that this device's queries read."""
+        prefix = prefix_of(self)
+        return None if prefix is None else prefix._replace(key=own(prefix.key, 1), value=own(prefix.value, 1))
 
     def _kv_heads_read(self, query, kv_heads: int):
         """A function (array, axis of its heads) -> those heads that this device's query heads read."""

@@ -11,10 +11,12 @@ from jaxtyping import Array, Float, Int, Key
 
 from zoo.kernels import dot_product_attention
 from zoo.nn.activations import Activation, activated
+from zoo.nn.bottleneck import through_bottlenecks
 from zoo.nn.dropout import dropped, folded
 from zoo.nn.execution import Execution
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
+from zoo.nn.prefix import prefix_of
 
 
 class EncoderAttention(nnx.Module):
@@ -69,11 +71,12 @@ class EncoderAttention(nnx.Module):
                 causal=False,
                 query_segment_ids=segment_ids,
                 key_segment_ids=key_segment_ids,
+                prefix=prefix_of(self),
                 implementation=self.implementation,
             )
         with jax.named_scope("output"):
             out = project("btnh,nhd->btd", out, self.output[...]) + self.output_bias[...].astype(x.dtype)
-            return checkpoint_name(out, "sublayer_output")
+            return through_bottlenecks(self, checkpoint_name(out, "sublayer_output"))
 
 
 class FeedForward(nnx.Module):
@@ -93,7 +96,7 @@ class FeedForward(nnx.Module):
         up = checkpoint_name(project("btd,df->btf", x, self.up[...]) + self.up_bias[...].astype(x.dtype), "up")
         out = project("btf,fd->btd", activated(up, self.activation), self.down[...])
         out = out + self.down_bias[...].astype(x.dtype)
-        return checkpoint_name(out, "sublayer_output")
+        return through_bottlenecks(self, checkpoint_name(out, "sublayer_output"))
 
 
 class EncoderBlock(nnx.Module):

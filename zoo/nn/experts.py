@@ -17,10 +17,12 @@ from jaxtyping import Array, Bool, Float, Int32, Key
 from zoo.errors import UserError, nearest_name
 from zoo.kernels.grouped_matmul import grouped_matmul
 from zoo.nn.activations import activated
+from zoo.nn.bottleneck import through_bottlenecks
 from zoo.nn.execution import Execution
 from zoo.nn.expert_dispatch import Dispatch, collect, sort_all, sort_with_capacity, spread, spread_weights
 from zoo.nn.expert_exchange import Exchange, plan_exchange, send, send_back
 from zoo.nn.feed_forward import GatedFeedForward
+from zoo.nn.lora import LoraWeight, gated
 from zoo.nn.packed import PackedWeight, packed_expert_products
 from zoo.nn.parameters import fan_in_normal, parameter, precision_of
 from zoo.nn.router import Router, RouterStatistics, RoutingConvention, count
@@ -211,7 +213,8 @@ class SparseFeedForward(nnx.Module):
         rows = _down(static, gate, up, weights, dispatch, exchange, self.down[...], biases)
         with jax.named_scope("combine"):
             y = collect(rows, dispatch.source, dispatch.place, dispatch.complete)
-        return leave_sublayer(y.reshape(x.shape), "expert_mlp") + shared, statistics
+        y = leave_sublayer(y.reshape(x.shape), "expert_mlp") + shared
+        return through_bottlenecks(self, y), statistics
 
     def _dispatch(self, chosen: Int32[Array, "b t k"], mask: Bool[Array, "b t"] | None, training: bool) -> Dispatch:
         config = self.config
@@ -245,8 +248,15 @@ def _from_experts(rows: Array, dispatch: Dispatch, exchange: Exchange | None, ax
     return rows.reshape(-1, rows.shape[-1])
 
 
-def _product(rows: Array, weight: Float[Array, "e i o"] | PackedWeight, sizes: Int32[Array, "e"] | None) -> Array:
+def _product(
+    rows: Array, weight: Float[Array, "e i o"] | PackedWeight | LoraWeight, sizes: Int32[Array, "e"] | None
+) -> Array:
     """Rows times the matrix of their expert."""
+    if isinstance(weight, LoraWeight):
+        if weight.gate.ndim > 1:
+            raise ValueError("rows of a batch cannot have adapters of their own in experts, whose tokens are mixed")
+        low = gated(_product(weight.inputs(rows), weight.a, sizes), weight.gate)
+        return _product(rows, weight.weight, sizes) + _product(low, weight.b, sizes)
     if isinstance(weight, PackedWeight):
         return packed_expert_products(rows, weight, sizes, precision=precision_of(rows.dtype))
     if sizes is not None:

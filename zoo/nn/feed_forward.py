@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from zoo.nn.activations import Activation, activated
+from zoo.nn.bottleneck import through_bottlenecks
 from zoo.nn.execution import Execution
 from zoo.nn.parameters import fan_in_normal, parameter, project
 from zoo.parallel import enter_sublayer, leave_sublayer
@@ -38,7 +39,8 @@ class GatedFeedForward(nnx.Module):
         x = enter_sublayer(x)
         gate = checkpoint_name(project("btd,df->btf", x, self.gate[...]), "gate")
         up = checkpoint_name(project("btd,df->btf", x, self.up[...]), "up")
-        return leave_sublayer(_down(gate, up, self.down[...], self.activation), "mlp")
+        y = leave_sublayer(_down(gate, up, self.down[...], self.activation), "mlp")
+        return through_bottlenecks(self, y)
 
 
 @partial(jax.checkpoint, static_argnums=3)

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from zoo.kernels.platform import target_platform
+from zoo.nn.lora import LoraWeight, gated
 from zoo.nn.packed import PackedWeight, packed_product
 
 
@@ -23,12 +24,13 @@ def fan_in_normal(fan_in: int):
     return jax.nn.initializers.normal(1 / math.sqrt(fan_in))
 
 
-def project(equation: str, inputs: Array, weight: Array | PackedWeight) -> Float[Array, "..."]:
+def project(equation: str, inputs: Array, weight: Array | PackedWeight | LoraWeight) -> Float[Array, "..."]:
     """einsum of activations with a weight, e.g. ``project("btd,dnh->btnh", x, w)``; result in the dtype of `inputs`.
 
     The last axes of `inputs` are contracted with the first of `weight`. On CPU it is computed as one
     [tokens, in] @ [in, out] product: a weight gradient that contracts two token axes leaves XLA:CPU's fast matrix
-    multiplication (2.6x). Packed weights (`zoo.nn.packed`) are unpacked a part at a time.
+    multiplication (2.6x). Packed weights (`zoo.nn.packed`) are unpacked a part at a time; those with a low-rank change
+    (`zoo.nn.lora`) are multiplied in three products.
     """
     operands, result = equation.split("->")
     left, right = operands.split(",")
@@ -38,6 +40,11 @@ def project(equation: str, inputs: Array, weight: Array | PackedWeight) -> Float
         or result != left[: -len(contracted)] + right[len(contracted) :]
     ):
         raise ValueError(f"{equation!r}: need the last input axes contracted with the first weight axes")
+    if isinstance(weight, LoraWeight):
+        lead, out = left[: -len(contracted)], right[len(contracted) :]
+        low = project(f"{left},{contracted}R->{lead}R", weight.inputs(inputs), weight.a)
+        changed = project(f"{lead}R,R{out}->{result}", gated(low, weight.gate), weight.b)
+        return project(equation, inputs, weight.weight) + changed
     if isinstance(weight, PackedWeight):
         if weight.is_table or len(weight.contracted) != len(contracted):
             raise ValueError(f"{equation!r} does not contract the axes {weight.contracted} that were packed")

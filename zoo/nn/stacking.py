@@ -13,6 +13,7 @@ from flax import nnx
 
 from zoo.errors import UserError
 from zoo.nn.execution import Execution
+from zoo.nn.lora import with_lora
 from zoo.parallel import gather, shared
 
 
@@ -61,7 +62,7 @@ def run_layers(
             number, *parts = slices
             new, found = [], []
             for position, (graphdef, state, cache) in enumerate(zip(graphdefs, *parts, strict=True)):
-                layer, index = nnx.merge(graphdef, gathered(state, execution)), number * len(layers) + position
+                layer, index = _layer(graphdef, state, execution), number * len(layers) + position
                 x, cache, statistics = apply(layer, x, cache, index)
                 new.append(cache)
                 found += [] if statistics is None else [statistics]
@@ -75,7 +76,7 @@ def run_layers(
         for index, (graphdef, state, cache) in enumerate(zip(graphdefs, states, held, strict=True)):
             one = execution.remat(
                 lambda state, x, cache, graphdef=graphdef, index=index: apply(
-                    nnx.merge(graphdef, gathered(state, execution)), x, cache, index
+                    _layer(graphdef, state, execution), x, cache, index
                 )
             )
             x, cache, statistics = one(state, x, cache)
@@ -83,6 +84,11 @@ def run_layers(
             found += [] if statistics is None else [statistics]
         held, statistics = tuple(new), _stacked(found)
     return x, None if caches is None else held, statistics
+
+
+def _layer(graphdef: nnx.GraphDef, state: nnx.State, execution: Execution) -> Any:
+    """A layer with whole parameters, and with the changes that adapters make to its weights."""
+    return nnx.merge(graphdef, with_lora(gathered(state, execution)))
 
 
 def _stacked(found: list[Any]) -> Any:

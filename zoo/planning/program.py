@@ -23,6 +23,7 @@ from zoo.parallel import activation_sharding, make_mesh
 from zoo.parallel.compiler_options import compiler_options
 from zoo.planning.topology import Topology, cache_folder
 from zoo.recipes import Recipe
+from zoo.recipes.adapters import Fixed
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.program import training_program
 
@@ -86,11 +87,16 @@ def compile_recipe(
         if program == "train":
             step = training_program(recipe, mesh)
             function, arguments = step.step, (step.state, step.batch)
+            if step.adapter is not None:
+                fixed = Fixed(step.adapter.base.params, step.adapter.buffers, None)
+                arguments = (*arguments, fixed)
             parts = {
                 "parameters": step.state.params,
                 "optimizer state": step.state.opt_state,
                 "batch": step.batch,
             }
+            if step.adapter is not None:
+                parts["parameters"] = (step.state.params, step.adapter.base.params, step.adapter.buffers)
         else:
             from zoo.planning.generation import generation_program
 

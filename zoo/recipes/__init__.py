@@ -21,6 +21,7 @@ from zoo.recipes import (
     gemma2_27b,
     gemma2_27b_v5p_6144,
     gemma2_nano,
+    gemma2_nano_lora,
     image_vq,
 )
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
@@ -45,6 +46,7 @@ _MODULES = (
     bert_tiny_mlm,
     gemini_pro_like_v4_4096,
     gemini_flash_like_v4_4096,
+    gemma2_nano_lora,
 )
 
 

@@ -18,6 +18,7 @@ from flax import nnx
 
 from zoo.errors import UserError
 from zoo.interop import Loaded, load, read_config, source_of
+from zoo.interop.adapters import is_adapter_run
 from zoo.interop.parameters import OnTensor
 from zoo.models import config_to_dict
 from zoo.recipes.weights import model_difference
@@ -51,6 +52,8 @@ def check_same_model(checkpoints: Sequence[str | Path]) -> None:
         if place in known:
             raise UserError(f"{checkpoint} and {known[place]} are one checkpoint: each counts once in an average")
         known[place] = checkpoint
+        if is_adapter_run(checkpoint):
+            raise UserError(f"{checkpoint} holds an adapter: export it merged first (zoo.export --format orbax)")
         if source_of(checkpoint) == "quantised":
             raise UserError(f"{checkpoint} holds packed weights, which cannot be averaged: give what they were made of")
         found = model_difference(config_to_dict(read_config(checkpoint)), wanted)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from zoo.data import MediaVocabulary, Tokenizer
 from zoo.errors import UserError
+from zoo.recipes.adapters import check_adapter_run
 from zoo.recipes.image_tokens import check_image_run, check_image_tokenizer
 from zoo.recipes.masked_tokens import check_mask_token, check_masked_run
 from zoo.recipes.recipe import Recipe
@@ -42,6 +43,7 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
     check_media(recipe)
     check_image_tokenizer(recipe)
     check_teacher(recipe)
+    check_adapter_run(recipe)
     if recipe.teacher is not None:
         try:
             check_media(dataclasses.replace(recipe, model=teacher_config(recipe)))
@@ -131,7 +133,11 @@ def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
     micro-batch."""
     weights = jnp.dtype(recipe.execution.param_dtype).itemsize
     copies = mesh.shape["replica"] * mesh.shape["data"]
-    trained = 0 if recipe.freeze else 2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize
+    trained = (
+        0
+        if recipe.freeze or recipe.peft.trains_adapter
+        else 2 * weights + jnp.dtype(recipe.optimizer.mu_dtype).itemsize
+    )
     state = recipe.model.num_parameters() * (weights + trained)
     teacher = teacher_config(recipe)
     if teacher is not None:

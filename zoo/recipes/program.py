@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from zoo.data import Batch, media_shapes
 from zoo.parallel import batch_sharding, rows_only
 from zoo.parallel.compiler_options import compiler_options
+from zoo.recipes.adapters import AdapterProgram, adapter_loss, adapter_program, validation_loss
 from zoo.recipes.losses import balancing_bias_rate, is_stochastic, loss_function, loss_with_teacher
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.weights import AbstractModel, abstract_model, abstract_teacher
@@ -41,23 +42,32 @@ class TrainingProgram:
     """Shapes and shardings of a batch."""
     teacher: AbstractModel | None
     """Structure, shapes and shardings of the fixed teacher, None without one."""
+    adapter: AdapterProgram | None = None
+    """Of a run that trains an adapter: then `model` and `state` hold its parameters, `loss` takes (those, `Fixed`) and
+    the last argument of `step` is a `Fixed`."""
 
 
 def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     """What the recipe trains with on this mesh. Nothing is allocated or compiled."""
-    model = abstract_model(recipe, mesh)
+    adapter = adapter_program(recipe, mesh)
+    model = abstract_model(recipe, mesh) if adapter is None else AbstractModel(None, adapter.params)
     not_optimized = (*recipe.freeze, *selection_biases(flatten_with_names(model.params)))
     optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, not_optimized)
     teacher = abstract_teacher(recipe, mesh)
     loss = loss_function(recipe)
+    trained = loss if teacher is None else loss_with_teacher(recipe, teacher.graphdef)
+    if adapter is not None:
+        stochastic, has_teacher = is_stochastic(recipe), teacher is not None
+        trained = adapter_loss(adapter, trained, stochastic=stochastic, has_teacher=has_teacher)
+        loss = validation_loss(adapter, loss)
     step = make_train_step(
         model.graphdef,
-        loss if teacher is None else loss_with_teacher(recipe, teacher.graphdef),
+        trained,
         optimizer,
         schedule=make_schedule(recipe.optimizer, recipe.loop.steps),
         accumulation_steps=recipe.optimizer.accumulation_steps,
         frozen_patterns=recipe.freeze,
-        stochastic=is_stochastic(recipe),
+        stochastic=is_stochastic(recipe) or recipe.peft.dropout > 0,
         spike_rule=recipe.optimizer.spike_rule,
         balancing_bias_rate=balancing_bias_rate(recipe),
     )
@@ -65,7 +75,7 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     device = mesh.devices.flat[0]
     options = compiler_options(device.platform, device.device_kind) if mesh.size > 1 else None
     jitted = jit_train_step(step, state, options)
-    return TrainingProgram(model, optimizer, loss, jitted, state, abstract_batch(recipe, mesh), teacher)
+    return TrainingProgram(model, optimizer, loss, jitted, state, abstract_batch(recipe, mesh), teacher, adapter)
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:

@@ -12,6 +12,7 @@ from zoo.errors import UserError
 from zoo.models import BertConfig, TrainedConfig, VqImageConfig
 from zoo.nn import Execution
 from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
+from zoo.peft import PeftConfig
 from zoo.training.loop import LoopConfig
 from zoo.training.optimizer import OptimizerConfig
 from zoo.training.teacher import DistillationConfig
@@ -81,6 +82,8 @@ class Recipe:
     """Parameters that stay as they are: patterns such as `embedder` or `layers/0/*`."""
     distillation: DistillationConfig = DistillationConfig()
     """A fixed teacher, and how the model learns from it; `--teacher CKPT` names one."""
+    peft: PeftConfig = PeftConfig()
+    """Fine-tuning of few parameters beside a model that stays (`--init-from`)."""
     seed: int = 0
     """Seed of the initial weights (the order of the data has a seed of its own)."""
     z_loss: float = 0.0

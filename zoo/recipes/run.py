@@ -88,6 +88,8 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
         )
     if recipe.teacher is not None and "distillation" not in saved.config:  # it is older than that field
         raise UserError(f"{run} holds a run without a teacher: leave out --teacher, or choose another --run-dir")
+    if recipe.peft.trains_adapter and "peft" not in saved.config:  # as well
+        raise UserError(f"{run} holds a run of a whole model: leave out --peft.method, or choose another --run-dir")
     before = saved.config.get("loop", {}).get("steps", recipe.loop.steps)
     done = max(saved.steps, default=0)
     if recipe.loop.steps < min(before, done):

@@ -113,6 +113,8 @@ def flops_per_token(recipe: Recipe) -> float:
     takes `TRAINING_TO_FORWARD` times as many: it is not differentiated."""
     length, teacher = recipe.data.sequence_length, teacher_config(recipe)
     model = recipe.model.flops_per_token(length)
+    if recipe.peft.trains_adapter and recipe.peft.method != "sparse":
+        model *= 2 / TRAINING_TO_FORWARD  # forward, and backward to the inputs of products, but not to the weights
     return model if teacher is None else model + teacher.flops_per_token(length) / TRAINING_TO_FORWARD
 
 

@@ -23,8 +23,8 @@ from zoo.training.state import TrainState, abstract_state, create_state
 class AbstractModel:
     """A model without its numbers."""
 
-    graphdef: nnx.GraphDef
-    """Everything but the parameters."""
+    graphdef: Any
+    """Everything but the parameters; None of an adapter's parameters alone."""
     params: nnx.State
     """`jax.ShapeDtypeStruct`s with shardings."""
 
@@ -64,12 +64,16 @@ def restore_or_begin(
     optimizer: optax.GradientTransformation,
     checkpoints: Checkpoints,
     parts: Sequence[str],
+    begin: Callable[[], nnx.State] | None = None,
 ) -> tuple[TrainState, dict[str, Any] | None]:
-    """The newest saved state and these parts of its data position, or the state before the first step and None."""
+    """The newest saved state and these parts of its data position, or the state before the first step and None.
+    `begin` gives the parameters of a run that begins otherwise than with the whole model."""
     restored = checkpoints.restore_newest(abstract_state(model.params, optimizer), parts)
     if restored is not None:
         return restored.state, restored.data_state
-    if recipe.init_from is not None:
+    if begin is not None:
+        params = begin()
+    elif recipe.init_from is not None:
         params = load_params(recipe.init_from, recipe, mesh)
     else:
         params = init_sharded(lambda: make_model(recipe), mesh, recipe.rules)[1]
@@ -78,7 +82,7 @@ def restore_or_begin(
 
 def load_params(checkpoint: str, recipe: Recipe, mesh: Mesh) -> nnx.State:
     """The parameters of a checkpoint, sharded. Raises `UserError` if there is none or it is damaged."""
-    loaded = load(checkpoint, execution=recipe.execution, mesh=mesh, rules=recipe.rules)
+    loaded = load(checkpoint, execution=recipe.execution, mesh=mesh, rules=recipe.rules, merge=True)
     return nnx.state(loaded.model, nnx.Param)
 
 
@@ -87,6 +91,8 @@ def check_init_from(recipe: Recipe) -> None:
     differs. Token ids, the context length and how experts are trained do not make it another model: fine-tuning
     changes them."""
     if recipe.init_from is None:
+        if recipe.peft.trains_adapter:
+            raise UserError(f"peft.method={recipe.peft.method} trains beside a model that stays: say --init-from CKPT")
         return
     saved, wanted = config_to_dict(read_config(recipe.init_from)), config_to_dict(recipe.model)
     found = model_difference(saved, wanted)

@@ -16,7 +16,7 @@ from zoo.training.step import LossFunction, make_eval_step
 
 
 def make_evaluation(
-    graphdef: nnx.GraphDef,
+    graphdef: nnx.GraphDef | None,
     loss_fn: LossFunction,
     batches: Iterable[Any],
     sharding: NamedSharding,

@@ -136,11 +136,11 @@ def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
 
 
 def is_decayed(name: str) -> bool:
-    """Whether weight decay applies to the parameter called `name`: not to norm scales and biases.
+    """Whether weight decay applies to the parameter called `name`: not to norm scales and biases, nor their changes.
 
     Decided by name, because the parameters of scanned layers have one axis more.
     """
-    return not name.rsplit("/", 1)[-1].endswith(("scale", "bias"))
+    return not name.rsplit("/", 1)[-1].endswith(("scale", "bias", "scale_delta", "bias_delta"))
 
 
 def make_optimizer(

@@ -36,7 +36,7 @@ def count_batch_tokens(batch: Any) -> Int32[Array, ""]:
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef,
+    graphdef: nnx.GraphDef | None,
     loss_fn: LossFunction,
     optimizer: optax.GradientTransformation,
     *,
@@ -50,11 +50,12 @@ def make_train_step(
 ) -> TrainStep:
     """A function `train_step(state, batch) -> (state, metrics)`, to be compiled with `jit_train_step`.
 
-    `graphdef` is the static part of `nnx.split(model, nnx.Param)`, whose other part is `state.params`. The gradient is
-    that of sum(loss + z_loss + auxiliary) / sum(weight) over the whole batch. It is the same (but for rounding) when
-    the batch is split in `accumulation_steps` micro-batches, of which one at a time is in memory, however the weights
-    are distributed; only the losses of routers are those of each micro-batch's own load. Parameters covered by
-    `frozen_patterns` are not differentiated; give `make_optimizer` the same patterns. `schedule` is only reported.
+    `graphdef` is the static part of `nnx.split(model, nnx.Param)`, whose other part is `state.params`; None: the loss
+    takes `state.params` in place of a model. The gradient is that of sum(loss + z_loss + auxiliary) / sum(weight) over
+    the whole batch. It is the same (but for rounding) when the batch is split in `accumulation_steps` micro-batches, of
+    which one at a time is in memory, however the weights are distributed; only the losses of routers are those of each
+    micro-batch's own load. Parameters covered by `frozen_patterns` are not differentiated; give `make_optimizer` the
+    same patterns. `schedule` is only reported.
 
     A step whose loss or gradient norm is not finite changes nothing in the state: metrics["finite"] is False, and the
     caller should stop. Metrics (float32 scalars): loss and z_loss per unit of weight, in nats; grad_norm before
@@ -87,7 +88,7 @@ def make_train_step(
         def objective(trained: dict[str, Array], batch: Any, rng: Array) -> tuple[Array, LossSums]:
             params = jax.tree.unflatten(structure, [trained.get(name, leaf) for name, leaf in named.items()])
             extra = ({"rng": rng} if stochastic else {}) | ({} if teacher is None else {"teacher": teacher})
-            sums = loss_fn(nnx.merge(graphdef, params), batch, **extra)
+            sums = loss_fn(params if graphdef is None else nnx.merge(graphdef, params), batch, **extra)
             return sum(sums.auxiliary.values(), sums.loss + sums.z_loss), sums
 
         trained = {name: leaf for name, leaf in named.items() if name not in frozen}
@@ -166,12 +167,13 @@ def jit_train_step(
     )
 
 
-def make_eval_step(graphdef: nnx.GraphDef, loss_fn: LossFunction) -> Callable[[Any, Any], LossSums]:
-    """A compiled function `eval_step(params, batch) -> LossSums`; sums, so that batches of any weights can be added."""
+def make_eval_step(graphdef: nnx.GraphDef | None, loss_fn: LossFunction) -> Callable[[Any, Any], LossSums]:
+    """A compiled function `eval_step(params, batch) -> LossSums`; sums, so that batches of any weights can be added.
+    Without `graphdef` the loss takes `params` in place of a model."""
 
     @jax.jit
     def eval_step(params: Any, batch: Any) -> LossSums:
-        return loss_fn(nnx.merge(graphdef, params), batch)
+        return loss_fn(params if graphdef is None else nnx.merge(graphdef, params), batch)
 
     return eval_step
 

@@ -199,12 +199,12 @@ def weights_fingerprint(params: Any) -> str:
     leaves = list(named.values())
     where = leaves[0].sharding
     everywhere = NamedSharding(where.mesh, PartitionSpec()) if isinstance(where, NamedSharding) else where
-    sums = np.asarray(jax.jit(_bit_sums, out_shardings=everywhere)(leaves))
+    sums = np.asarray(jax.jit(bit_sums, out_shardings=everywhere)(leaves))
     shapes = [f"{name} {leaf.dtype}{leaf.shape}" for name, leaf in named.items()]
     return hashlib.sha256("\n".join(shapes).encode() + sums.astype("<u4").tobytes()).hexdigest()
 
 
-def _bit_sums(leaves: list[Array]) -> UInt32[Array, "leaves"]:
+def bit_sums(leaves: list[Array]) -> UInt32[Array, "leaves"]:
     def one(leaf: Array) -> Array:
         unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[leaf.dtype.itemsize]
         bits = jax.lax.bitcast_convert_type(leaf, unsigned).astype(jnp.uint32)

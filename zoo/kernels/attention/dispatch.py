@@ -5,6 +5,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -43,6 +44,7 @@ def dot_product_attention(
     key_segment_ids: Int[Array, "b s"] | None = None,
     ordered_positions: bool = False,
     sinks: Float[Array, "n"] | None = None,
+    prefix: Any = None,
     implementation: str | None = None,
 ) -> Float[Array, "b t n h"]:
     """softmax over the visible keys of cap(scale * q . k), times v; cap(s) = c * tanh(s / c).
@@ -61,6 +63,7 @@ def dot_product_attention(
         Packed training batches and a cache in order keep it. Without the promise the result is right for any positions,
         and every key is looked at.
       sinks: one logit per query head that joins the denominator of the softmax (`zoo.kernels.attention.sinks`).
+      prefix: a `zoo.kernels.attention.prefix.Prefix` of learned keys and values that every query sees.
       implementation: "reference" (dense, the specification), "xla" (blocked), "pallas_tpu" (our kernel; splash for
         layers without a window whose gradients do not fit into VMEM), "pallas_gpu" (our kernel), "mosaic_gpu" (our
         kernel for Hopper, which has not run on hardware yet), "splash" or "cudnn" (maintained kernels); None = the best
@@ -84,6 +87,12 @@ def dot_product_attention(
         key_segment_ids=key_segment_ids,
         ordered_positions=ordered_positions,
     )
+    if prefix is not None:
+        from zoo.kernels.attention.prefix import attention_with_prefix  # as below
+        from zoo.kernels.attention.sinks import with_sinks
+
+        out, lse = attention_with_prefix(inputs, prefix, implementation)
+        return (out if sinks is None else with_sinks(out, lse, sinks)[0]).astype(query.dtype)
     if sinks is not None:
         from zoo.kernels.attention.sinks import sink_attention  # it needs the parts, which need this module
 
