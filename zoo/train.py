@@ -28,12 +28,20 @@ from zoo.recipes.adapters import (
     load_fixed,
     whole_model,
 )
+from zoo.recipes.answer_report import answer_report, step_and_evaluation, write_before
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.command_line import parse_recipe, take_flag
 from zoo.recipes.console import replay_mismatch_in_one_line, say, show_logs
 from zoo.recipes.image_report import image_report
 from zoo.recipes.image_tokens import image_encoder
 from zoo.recipes.masked_tokens import masked_report
+from zoo.recipes.post_training import (
+    check_post_training_data,
+    check_same_frozen,
+    describe_frozen,
+    frozen_flops_per_token,
+    load_frozen,
+)
 from zoo.recipes.program import training_program
 from zoo.recipes.recipe import same_on_all_processes
 from zoo.recipes.report import comparison, draw_losses, opening, sample_text, show_goodput, what_next
@@ -102,6 +110,7 @@ def train(recipe: Recipe, began: float) -> None:
     corpus = open_corpus(recipe.data)
     tokenizer = choose_tokenizer(recipe, corpus, saved)
     check_same_data(corpus, tokenizer, saved)
+    check_post_training_data(recipe, corpus, tokenizer)
     rows = rows_by_process(sharding, recipe.data.batch_size, recipe.data.sequence_length)
     encode_image = image_encoder(recipe)
     batches = train_batches(corpus, tokenizer, recipe.data, rows, jax.process_index(), encode_image=encode_image)
@@ -113,10 +122,11 @@ def train(recipe: Recipe, began: float) -> None:
     # ---- restore: from here on the run directory is written to
     info = describe_run(recipe, tokenizer)
     with RunLock(run), open_checkpoints(run, recipe.loop) as checkpoints, contextlib.closing(batches):
-        teacher = load_teacher(recipe, mesh)
+        teacher, frozen = load_teacher(recipe, mesh), load_frozen(recipe, mesh)
         fixed = load_fixed(recipe, mesh, program.adapter, teacher)
         begin_run(info, tokenizer, new=saved is None)
         check_same_teacher(recipe, teacher, new=saved is None)
+        check_same_frozen(recipe, frozen, new=saved is None)
         check_same_base(recipe, program.adapter, fixed, new=saved is None)
         state, data_position = restore_or_begin(
             recipe,
@@ -133,6 +143,7 @@ def train(recipe: Recipe, began: float) -> None:
         say(
             opening(recipe, mesh, corpus, tokenizer, first_step)
             + describe_teacher(recipe)
+            + describe_frozen(recipe)
             + describe_adapter(recipe, program.adapter, state)
         )
 
@@ -141,19 +152,23 @@ def train(recipe: Recipe, began: float) -> None:
         token_bytes = None if recipe.trains_images or recipe.trains_masked else tokenizer.token_bytes()
         evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, token_bytes)
         evaluate = evaluation_of(program.adapter, evaluate, fixed)
+        if recipe.post_trains:
+            step, evaluate = step_and_evaluation(recipe, mesh, program, corpus, tokenizer, held_out, frozen)
         goodput = Goodput(run, first_step=first_step, began=began, last_written=last_step(run / "metrics.jsonl"))
         record = open_record(
             run,
             first_step=first_step,
             steps=recipe.loop.steps,
             log_every=recipe.loop.log_every,
-            flops_per_token=flops_per_token(recipe),
+            flops_per_token=flops_per_token(recipe) + frozen_flops_per_token(recipe),
             devices=mesh.devices.flat,
             tensorboard=recipe.tensorboard,
             wandb=recipe.wandb,
             config=recipe_to_dict(recipe),
         )
         with record, activation_sharding(mesh, recipe.rules), replay_mismatch_in_one_line():
+            if recipe.post_trains and first_step == 0:
+                write_before(recipe, evaluate(state.params))
             outcome = run_loop(
                 state,
                 step,
@@ -186,6 +201,9 @@ def train(recipe: Recipe, began: float) -> None:
     if recipe.trains_masked:
         found = outcome.validation or evaluate(outcome.state.params)
         say(f"\n{masked_report(recipe, found, corpus, tokenizer, held_out)}")
+        return
+    if recipe.post_trains:
+        say(f"\n{answer_report(recipe, outcome.validation or evaluate(outcome.state.params))}")
         return
     frequencies = baselines(corpus, tokenizer, held_out) if held_out else None
     say(f"\n{comparison(outcome.validation or evaluate(outcome.state.params), frequencies)}")

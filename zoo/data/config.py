@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from zoo.data.media_config import MediaConfig
+from zoo.data.task_config import TaskConfig
 from zoo.errors import UserError
 
 MAX_SEQUENCE_LENGTH = 2**24
@@ -22,10 +23,15 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """One weight for each path: the share of training rows that comes from it. Empty: every document once an epoch."""
 
-    format: Literal["text", "chat", "interleaved", "masked"] = "text"
+    format: Literal["text", "chat", "interleaved", "masked", "preference", "prompts"] = "text"
     """text: documents to be continued. chat: JSONL conversations, loss on the model's turns only. interleaved: JSONL
     documents of texts, images, recordings and videos (`zoo/data/interleaved.py` says how they are written). masked:
-    documents of which a model like BERT guesses masked tokens."""
+    documents of which a model like BERT guesses masked tokens. preference: JSONL pairs of answers, of which one is
+    preferred (`zoo/data/preferences.py`). prompts: JSONL prompts that the model answers itself
+    (`zoo/data/prompted.py`)."""
+
+    task: TaskConfig = TaskConfig()
+    """Documents made by a generator instead of read from `paths`, for the formats chat, preference and prompts."""
 
     media: MediaConfig = MediaConfig()
     """The media of interleaved documents."""
@@ -46,9 +52,10 @@ class DataConfig:
     batch_size: int = 16
     """Rows in a step (B), over all processes together."""
 
-    packing: Literal["concat", "first_fit"] = "concat"
+    packing: Literal["concat", "first_fit", "single"] = "concat"
     """concat: documents laid end to end and cut every T tokens, no padding. first_fit: documents up to T tokens stay
-    whole, at the price of some padding; interleaved documents need it, and those with media are never cut."""
+    whole, at the price of some padding; interleaved documents need it, and those with media are never cut; so do
+    pairs of answers. single: a row for each document, or each T tokens of it; prompts need it."""
 
     shuffle_window_tokens: int = 2**18
     """Packed rows are shuffled within windows of so many tokens, so that a step is not filled by one long document. The
@@ -80,10 +87,21 @@ class DataConfig:
         # Lists are what JSON and command lines give.
         object.__setattr__(self, "paths", tuple(self.paths))
         object.__setattr__(self, "weights", tuple(self.weights))
-        _choice("format", self.format, ("text", "chat", "interleaved", "masked"))
-        _choice("packing", self.packing, ("concat", "first_fit"))
+        _choice("format", self.format, ("text", "chat", "interleaved", "masked", "preference", "prompts"))
+        _choice("packing", self.packing, ("concat", "first_fit", "single"))
         if self.format == "interleaved" and self.packing != "first_fit":
             raise UserError("format 'interleaved' needs packing 'first_fit': a document's media stay in one row")
+        for format, packing in (("preference", "first_fit"), ("prompts", "single")):
+            if self.format == format and self.packing != packing:
+                raise UserError(f"format {format!r} needs packing {packing!r}, not {self.packing!r}")
+        if self.task.name != "none":
+            if self.paths:
+                raise UserError(f"data.task.name={self.task.name} makes its own documents: leave out data.paths")
+            if self.format not in ("chat", "preference", "prompts"):
+                raise UserError(
+                    f"data.task.name={self.task.name} needs format 'chat', 'preference' or 'prompts', "
+                    f"not {self.format!r}"
+                )
         _whole("sequence_length", self.sequence_length, 2, MAX_SEQUENCE_LENGTH)
         _whole("batch_size", self.batch_size, 1, MAX_TOKENS_PER_BATCH)
         _whole("vocab_size", self.vocab_size, 1, 2**24)

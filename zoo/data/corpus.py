@@ -15,9 +15,12 @@ from zoo.data.chat import parse_conversation, text_of_conversation
 from zoo.data.config import DataConfig
 from zoo.data.interleaved import Interleaved, InterleavedDocuments, text_of_document
 from zoo.data.media import LeftOut
+from zoo.data.preferences import Preference, parse_preference
+from zoo.data.prompted import Prompted, parse_prompted
 from zoo.data.readers import Documents, Parse, open_documents, text_of
 from zoo.data.rendering import check_contents
 from zoo.data.sources import File, find_files, standard_library
+from zoo.data.tasks import GeneratedDocuments
 from zoo.errors import UserError
 
 
@@ -107,6 +110,8 @@ class Corpus:
         """The text of a document: itself, the contents of a conversation, or the texts among its parts."""
         if isinstance(document, Interleaved):
             return text_of_document(document)
+        if isinstance(document, Preference | Prompted):
+            return document.text
         return document if isinstance(document, str) else text_of_conversation(document)
 
 
@@ -115,11 +120,16 @@ def open_corpus(config: DataConfig) -> Corpus:
 
     A document belongs to validation if a hash of (validation_seed, file name, number in the file) falls below
     `validation_fraction`: adding files moves no other document. Raises `UserError` for whatever cannot be read."""
-    if config.format in ("chat", "interleaved") and not config.paths:
-        what = {"chat": "conversations", "interleaved": "documents"}[config.format]
+    generated = config.task.name != "none"
+    if config.format in _ONLY_JSON_LINES and not config.paths and not generated:
+        what = _ONLY_JSON_LINES[config.format]
         raise UserError(f"format {config.format!r} needs paths of .jsonl {what}; there is no default corpus for it")
-    parse: Parse = parse_conversation if config.format == "chat" else text_of(config.text_field)
-    if config.paths:
+    parse: Parse = _PARSERS.get(config.format) or text_of(config.text_field)
+    if generated:
+        made: Documents = GeneratedDocuments(config.task, config.format)
+        groups, passed_over = [[made]], 0
+        title = f"{config.task.name}, operands 0 .. {config.task.largest}, {' '.join(config.task.operations)}"
+    elif config.paths:
         found = [find_files(entry) for entry in config.paths]
         groups = [[_open(_supported(file, config), parse, config) for file in files] for files, _ in found]
         passed_over = sum(count for _, count in found)
@@ -144,6 +154,15 @@ def open_corpus(config: DataConfig) -> Corpus:
     bad = LeftOut({where: reason for files, _ in kept for where, reason in _bad_records(files).items()})
     description = _describe(title, sources, kept, passed_over)
     return Corpus(sources, description, _fingerprint(kept, splits), config.format, bad)
+
+
+_ONLY_JSON_LINES = {
+    "chat": "conversations",
+    "interleaved": "documents",
+    "preference": "pairs of answers",
+    "prompts": "prompts",
+}
+_PARSERS: dict[str, Parse] = {"chat": parse_conversation, "preference": parse_preference, "prompts": parse_prompted}
 
 
 def _open(file: File, parse: Parse, config: DataConfig) -> Documents:
@@ -180,8 +199,8 @@ def _open_standard_library(parse: Parse) -> list[Documents]:
 
 
 def _supported(file: File, config: DataConfig) -> File:
-    if config.format == "chat" and file.kind != ".jsonl":
-        raise UserError(f"{file.path}: format 'chat' reads .jsonl files, not {file.kind}")
+    if config.format in _PARSERS and file.kind != ".jsonl":
+        raise UserError(f"{file.path}: format {config.format!r} reads .jsonl files, not {file.kind}")
     return file
 
 

@@ -5,6 +5,7 @@ import functools
 import hashlib
 import itertools
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import grain
@@ -16,6 +17,8 @@ from zoo.data.corpus import Corpus, DocumentView
 from zoo.data.media import LeftOut
 from zoo.data.media_packing import MediaPredictions, make_media_batch, media_lengths, packing_bins
 from zoo.data.packing import make_batch, packed_rows, predictions_of
+from zoo.data.preferences import make_preference_batch, pair_predictions
+from zoo.data.prompted import prompted_tokens
 from zoo.data.rendering import EncodeImage
 from zoo.data.tokenizer import Tokenizer
 from zoo.errors import UserError
@@ -109,9 +112,26 @@ def epochs_read(state: dict[str, Any], corpus: Corpus, streams: int = 1) -> floa
     return state["documents"] * streams / corpus.num_train_documents
 
 
+_WHOLE: dict[str, Callable[..., dict[str, np.ndarray]]] = {"preference": pair_predictions, "prompts": prompted_tokens}
+"""Formats whose documents are never cut, and what makes rows of them."""
+
+
+def check_documents_fit(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig) -> None:
+    """Raises `UserError`, naming file and line, if a document of a format whose documents are never cut does not fit a
+    row. All of them are tokenised for this: better a minute at the beginning than an error in the middle."""
+    if config.format not in _WHOLE:
+        return
+    for source in corpus.sources:
+        for view in (source.train, source.validation):
+            for number in range(len(view)):
+                _WHOLE[config.format](view[number], tokenizer, config.sequence_length)
+
+
 def _to_predictions(left_out: LeftOut, count: int, tokenizer, config: DataConfig, encode_image: EncodeImage | None):
     if config.format == "interleaved":
         return MediaPredictions(tokenizer, config, left_out, count, encode_image)
+    if config.format in _WHOLE:
+        return functools.partial(_WHOLE[config.format], tokenizer=tokenizer, length=config.sequence_length)
     return functools.partial(predictions_of(config.format), tokenizer=tokenizer)
 
 
@@ -125,7 +145,8 @@ def _packed(documents: grain.IterDataset, config: DataConfig, seed: int | None) 
 def _assemble(config: DataConfig, batch_size: int, tokenizer: Tokenizer):
     if config.format == "interleaved":
         return functools.partial(make_media_batch, batch_size=batch_size, pad_id=tokenizer.pad_id, config=config.media)
-    return functools.partial(make_batch, batch_size=batch_size, pad_id=tokenizer.pad_id)
+    make = make_preference_batch if config.format == "preference" else make_batch
+    return functools.partial(make, batch_size=batch_size, pad_id=tokenizer.pad_id)
 
 
 def _rows_of_source(
@@ -217,7 +238,7 @@ class _PositionedIterator(grain.DatasetIterator):
             for where, reason in left_out:
                 self._left_out.add(where, reason)
         begun = (batch.segment_ids > 0) & (batch.positions == 0) & (batch.tokens == self._bos_id)
-        self._documents += int(np.count_nonzero(begun))
+        self._documents += int(np.count_nonzero(begun)) // (2 if self._identity["format"] == "preference" else 1)
         return batch
 
     def get_state(self) -> dict[str, Any]:

@@ -10,6 +10,7 @@ where it is.
 A document that goes on in another row, or in another piece, begins a new segment there, at position 0.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -66,6 +67,8 @@ def packed_rows(
 ) -> grain.IterDataset:
     """Rows of `length` predictions with their segment ids and positions. first_fit shuffles its bins if there is a
     seed, and keeps what else a document has beside its predictions, of `others[name]` entries at most in a row."""
+    if packing == "single":
+        return grain.experimental.FlatMapIterDataset(documents, _Pieces(length)).map(functools.partial(_alone, length))
     if packing == "concat":
         return _JsonSafe(grain.experimental.ConcatThenSplitIterDataset(documents, length_struct={PREDICTIONS: length}))
     return grain.experimental.FirstFitPackIterDataset(
@@ -75,6 +78,17 @@ def packed_rows(
         seed=0 if seed is None else seed,
         shuffle_bins=seed is not None,
     )
+
+
+def _alone(length: int, document: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A row of one document, which is padded with zeros."""
+    rows = document[PREDICTIONS]
+    count, missing = len(rows), length - len(rows)
+    return {
+        PREDICTIONS: np.pad(rows, ((0, missing), (0, 0))),
+        f"{PREDICTIONS}_segment_ids": np.repeat(np.array([1, 0], np.int32), (count, missing)),
+        f"{PREDICTIONS}_positions": np.pad(np.arange(count, dtype=np.int32), (0, missing)),
+    }
 
 
 def stack_rows(rows: Sequence[dict[str, np.ndarray]], key: str, batch_size: int) -> np.ndarray:

@@ -24,6 +24,8 @@ from zoo.models.registry import config_from_dict as config_from_dict
 from zoo.models.registry import config_to_dict as config_to_dict
 from zoo.models.registry import preset as preset
 from zoo.models.registry import presets as presets
+from zoo.models.reward_model import RewardModel as RewardModel
+from zoo.models.reward_model import RewardModelConfig as RewardModelConfig
 from zoo.models.rims import Rims as Rims
 from zoo.models.rims import RimsConfig as RimsConfig
 from zoo.models.vq_image import VqImage as VqImage

@@ -176,6 +176,19 @@ GEMMA2_NANO = Gemma2Config(
     sliding_window=64,
     max_position_embeddings=256,
 )
+# Arithmetic after training: seconds for a few hundred steps on one CPU core.
+GEMMA2_PICO = Gemma2Config(
+    vocab_size=320,
+    embed_dim=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    hidden_dim=256,
+    query_pre_attn_scalar=16,
+    sliding_window=64,
+    max_position_embeddings=128,
+)
 # 35.7M parameters: large enough to time, small enough for a laptop.
 GEMMA2_MINI = Gemma2Config(
     vocab_size=8192,
@@ -201,5 +214,6 @@ PRESETS = {
     "gemma2-27b": GEMMA2_27B,
     "gemma2-27b-it": replace(GEMMA2_27B, eos_token_ids=_TURN_ENDS),
     "gemma2-nano": GEMMA2_NANO,
+    "gemma2-pico": GEMMA2_PICO,
     "gemma2-mini": GEMMA2_MINI,
 }

@@ -19,6 +19,7 @@ from zoo.models import (
     mixtral,
     parakeet,
     qwen3_moe,
+    reward_model,
     rims,
     siglip,
     vq_image,
@@ -49,7 +50,7 @@ EncoderConfig = (
 )
 """The configuration of a model that goes from an image or a sound to hidden states."""
 
-TrainedConfig = DecoderConfig | vq_image.VqImageConfig | bert.BertConfig
+TrainedConfig = DecoderConfig | vq_image.VqImageConfig | bert.BertConfig | reward_model.RewardModelConfig
 """The configuration of a model that a recipe can train."""
 
 SpecialistsConfig = workspace_transformer.WorkspaceTransformerConfig | rims.RimsConfig
@@ -65,6 +66,7 @@ _ARCHITECTURES: dict[str, tuple[type, type]] = {
     "mixtral": (mixtral.MixtralConfig, mixtral.Mixtral),
     "qwen3_moe": (qwen3_moe.Qwen3MoeConfig, qwen3_moe.Qwen3Moe),
     "gpt_oss": (gpt_oss.GptOssConfig, gpt_oss.GptOss),
+    "reward_model": (reward_model.RewardModelConfig, reward_model.RewardModel),
     "vq_image": (vq_image.VqImageConfig, vq_image.VqImage),
     "bert": (bert.BertConfig, bert.Bert),
     "siglip": (siglip.SiglipConfig, siglip.Siglip),
@@ -87,6 +89,7 @@ _WITH_PRESETS = (
     mixtral,
     qwen3_moe,
     gpt_oss,
+    reward_model,
     vq_image,
     bert,
     siglip,

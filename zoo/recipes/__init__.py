@@ -7,6 +7,10 @@ import sys
 
 from zoo.errors import UserError, nearest_name
 from zoo.recipes import (
+    arithmetic_dpo,
+    arithmetic_reward,
+    arithmetic_rl,
+    arithmetic_sft,
     bert_tiny_mlm,
     gemini_flash_like_v4_4096,
     gemini_pro_like_v4_4096,
@@ -44,6 +48,10 @@ _MODULES = (
     gemini_tiny_multimodal,
     image_vq,
     bert_tiny_mlm,
+    arithmetic_sft,
+    arithmetic_dpo,
+    arithmetic_reward,
+    arithmetic_rl,
     gemini_pro_like_v4_4096,
     gemini_flash_like_v4_4096,
     gemma2_nano_lora,

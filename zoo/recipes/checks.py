@@ -14,6 +14,7 @@ from zoo.errors import UserError
 from zoo.recipes.adapters import check_adapter_run
 from zoo.recipes.image_tokens import check_image_run, check_image_tokenizer
 from zoo.recipes.masked_tokens import check_mask_token, check_masked_run
+from zoo.recipes.post_training import check_post_training, frozen_configs
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.teacher import check_teacher, teacher_config
 
@@ -44,6 +45,7 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
     check_image_tokenizer(recipe)
     check_teacher(recipe)
     check_adapter_run(recipe)
+    check_post_training(recipe)
     if recipe.teacher is not None:
         try:
             check_media(dataclasses.replace(recipe, model=teacher_config(recipe)))
@@ -142,6 +144,7 @@ def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
     teacher = teacher_config(recipe)
     if teacher is not None:
         state += teacher.num_parameters() * weights
+    state += sum(config.num_parameters() for config in frozen_configs(recipe)) * weights
     tokens = recipe.data.batch_size * recipe.data.sequence_length // recipe.optimizer.accumulation_steps
     inputs = (
         tokens * recipe.model.embed_dim * recipe.model.num_layers * jnp.dtype(recipe.execution.compute_dtype).itemsize

@@ -1,6 +1,7 @@
 """Which loss a recipe trains with: decided by its model."""
 
 import functools
+from typing import Any
 
 from flax import nnx
 
@@ -9,12 +10,27 @@ from zoo.recipes.recipe import Recipe
 from zoo.training.image_loss import image_reconstruction_loss
 from zoo.training.losses import next_token_loss
 from zoo.training.masked_loss import masked_token_loss
+from zoo.training.policy_gradient import policy_gradient_loss
+from zoo.training.preference import preference_loss, reward_model_loss
 from zoo.training.step import LossFunction
 from zoo.training.teacher import fixed_teacher_loss, online_distillation_loss
 
 
-def loss_function(recipe: Recipe) -> LossFunction:
-    """`loss(model, batch) -> LossSums` of a recipe: what validation reports, and training where no fixed teacher is."""
+def loss_function(recipe: Recipe, reference: Any = None) -> LossFunction:
+    """`loss(model, batch) -> LossSums` of a recipe: what validation reports, and training where no fixed teacher is.
+    `reference` is the structure (nnx.GraphDef) of the model that pairs of answers are compared with, whose parameters
+    the loss is given as `teacher=`."""
+    if recipe.trains_rewards:
+        return functools.partial(reward_model_loss, config=recipe.preference)
+    if recipe.samples_answers:
+        return functools.partial(policy_gradient_loss, chunk_tokens=recipe.loss_chunk_tokens)
+    if recipe.data.format == "preference":
+        return functools.partial(
+            preference_loss,
+            teacher_graphdef=reference,
+            config=recipe.preference,
+            chunk_tokens=recipe.loss_chunk_tokens,
+        )
     if recipe.trains_images:
         return image_reconstruction_loss
     if recipe.trains_masked:

@@ -15,7 +15,7 @@ from zoo.parallel.compiler_options import compiler_options
 from zoo.recipes.adapters import AdapterProgram, adapter_loss, adapter_program, validation_loss
 from zoo.recipes.losses import balancing_bias_rate, is_stochastic, loss_function, loss_with_teacher
 from zoo.recipes.recipe import Recipe
-from zoo.recipes.weights import AbstractModel, abstract_model, abstract_teacher
+from zoo.recipes.weights import AbstractModel, abstract_checkpoint, abstract_model, abstract_teacher
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.parameters import flatten_with_names
 from zoo.training.routing import selection_biases
@@ -34,8 +34,8 @@ class TrainingProgram:
     loss: LossFunction
     """`loss(model, batch) -> LossSums` of a validation."""
     step: Callable[..., Any]
-    """Jitted `(state, batch) -> (state, metrics)`; it consumes the state. With a fixed teacher
-    `(state, batch, teacher)`, the last of which are that model's parameters."""
+    """Jitted `(state, batch) -> (state, metrics)`; it consumes the state. With a fixed teacher, and on pairs of answers
+    with the reference, `(state, batch, teacher)`, the last of which are that model's parameters."""
     state: TrainState
     """Shapes and shardings of the state."""
     batch: Batch
@@ -45,6 +45,8 @@ class TrainingProgram:
     adapter: AdapterProgram | None = None
     """Of a run that trains an adapter: then `model` and `state` hold its parameters, `loss` takes (those, `Fixed`) and
     the last argument of `step` is a `Fixed`."""
+    reference: AbstractModel | None = None
+    """The same of the model that this one is held near to in post-training."""
 
 
 def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
@@ -54,7 +56,8 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     not_optimized = (*recipe.freeze, *selection_biases(flatten_with_names(model.params)))
     optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, not_optimized)
     teacher = abstract_teacher(recipe, mesh)
-    loss = loss_function(recipe)
+    reference = abstract_checkpoint(recipe.reference, "the reference", recipe, mesh)
+    loss = loss_function(recipe, None if reference is None else reference.graphdef)
     trained = loss if teacher is None else loss_with_teacher(recipe, teacher.graphdef)
     if adapter is not None:
         stochastic, has_teacher = is_stochastic(recipe), teacher is not None
@@ -75,12 +78,14 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     device = mesh.devices.flat[0]
     options = compiler_options(device.platform, device.device_kind) if mesh.size > 1 else None
     jitted = jit_train_step(step, state, options)
-    return TrainingProgram(model, optimizer, loss, jitted, state, abstract_batch(recipe, mesh), teacher, adapter)
+    shapes = abstract_batch(recipe, mesh)
+    return TrainingProgram(model, optimizer, loss, jitted, state, shapes, teacher, adapter, reference)
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     """Shapes and shardings of the recipe's global batch [B, T]."""
-    shape, sharding = (recipe.data.batch_size, recipe.data.sequence_length), batch_sharding(mesh, recipe.rules)
+    rows = recipe.data.batch_size * (recipe.policy.samples_per_prompt if recipe.samples_answers else 1)
+    shape, sharding = (rows, recipe.data.sequence_length), batch_sharding(mesh, recipe.rules)
     ids: Any = jax.ShapeDtypeStruct(shape, jnp.int32, sharding=sharding)
     weights: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
     whole_rows = rows_only(sharding)

@@ -9,12 +9,14 @@ import tyro
 
 from zoo.data import DataConfig
 from zoo.errors import UserError
-from zoo.models import BertConfig, TrainedConfig, VqImageConfig
+from zoo.models import BertConfig, RewardModelConfig, TrainedConfig, VqImageConfig
 from zoo.nn import Execution
 from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
 from zoo.peft import PeftConfig
 from zoo.training.loop import LoopConfig
 from zoo.training.optimizer import OptimizerConfig
+from zoo.training.policy_gradient import PolicyGradientConfig
+from zoo.training.preference import PreferenceConfig
 from zoo.training.teacher import DistillationConfig
 
 MAY_CHANGE_ON_RESUME = (
@@ -84,6 +86,10 @@ class Recipe:
     """A fixed teacher, and how the model learns from it; `--teacher CKPT` names one."""
     peft: PeftConfig = PeftConfig()
     """Fine-tuning of few parameters beside a model that stays (`--init-from`)."""
+    preference: PreferenceConfig = PreferenceConfig()
+    """How the model learns from pairs of answers (`--data.format preference`)."""
+    policy: PolicyGradientConfig = PolicyGradientConfig()
+    """How the model learns from rewards of its own answers (`--data.format prompts`)."""
     seed: int = 0
     """Seed of the initial weights (the order of the data has a seed of its own)."""
     z_loss: float = 0.0
@@ -130,6 +136,30 @@ class Recipe:
     def trains_masked(self) -> bool:
         """Whether the model guesses masked tokens, and continues no text."""
         return isinstance(self.model, BertConfig)
+
+    @property
+    def trains_rewards(self) -> bool:
+        """Whether the model is a reward model, and continues no text."""
+        return isinstance(self.model, RewardModelConfig)
+
+    @property
+    def samples_answers(self) -> bool:
+        """Whether the model learns from rewards of its own answers."""
+        return self.data.format == "prompts"
+
+    @property
+    def post_trains(self) -> bool:
+        """Whether the run ends with a report of answers: pairs, prompts, or a generated task."""
+        return self.data.format in ("preference", "prompts") or self.data.task.name != "none"
+
+    @property
+    def reference(self) -> str | None:
+        """The checkpoint that the model is held near to, None where there is none."""
+        if self.data.format == "preference" and not self.trains_rewards:
+            return self.preference.reference or self.init_from
+        if self.samples_answers and self.policy.kl_coefficient:
+            return self.policy.reference or self.init_from
+        return None
 
 
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:

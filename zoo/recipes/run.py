@@ -14,7 +14,7 @@ from jax.experimental import multihost_utils
 from zoo.data import TOKENIZER_FILES, Corpus, NoText, Tokenizer, load_tokenizer, tokenizer_for
 from zoo.errors import UserError
 from zoo.interop import read_config, source_of
-from zoo.models import config_from_dict, config_to_dict
+from zoo.models import RewardModelConfig, config_from_dict, config_to_dict
 from zoo.recipes.checks import check_tokenizer
 from zoo.recipes.console import say
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
@@ -39,6 +39,8 @@ def resolve_model(recipe: Recipe) -> Recipe:
         return recipe
     found = read_run(recipe.run_dir).model_dict if is_run_dir(recipe.run_dir) else None
     model: Any = read_config(recipe.init_from) if found is None else config_from_dict(found)
+    if recipe.trains_rewards and not isinstance(model, RewardModelConfig):
+        model = RewardModelConfig(model)
     return dataclasses.replace(recipe, model=model)
 
 

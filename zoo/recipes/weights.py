@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from zoo.errors import UserError
 from zoo.interop import load, read_config
-from zoo.models import build, config_to_dict
+from zoo.models import RewardModelConfig, build, config_to_dict
 from zoo.nn import ExpertsConfig
 from zoo.parallel import init_sharded, state_shardings
 from zoo.recipes.recipe import Recipe
@@ -41,13 +42,18 @@ def abstract_model(recipe: Recipe, mesh: Mesh) -> AbstractModel:
 
 def abstract_teacher(recipe: Recipe, mesh: Mesh) -> AbstractModel | None:
     """The same of the fixed teacher, computed and sharded as the model; None without one."""
-    if recipe.teacher is None:
+    return abstract_checkpoint(recipe.teacher, "--teacher", recipe, mesh)
+
+
+def abstract_checkpoint(path: str | None, option: str, recipe: Recipe, mesh: Mesh) -> AbstractModel | None:
+    """The same of a checkpoint that an option names, computed and sharded as the model; None without one."""
+    if path is None:
         return None
-    config = read_config(recipe.teacher)
+    config = read_config(path)
     try:
         return _abstract(lambda: build(config, execution=recipe.execution, rngs=nnx.Rngs(0)), recipe, mesh)
     except UserError as error:
-        raise UserError(f"--teacher {recipe.teacher}: {error}") from None
+        raise UserError(f"{option} {path}: {error}") from None
 
 
 def _abstract(make: Callable[[], nnx.Module], recipe: Recipe, mesh: Mesh) -> AbstractModel:
@@ -75,9 +81,20 @@ def restore_or_begin(
         params = begin()
     elif recipe.init_from is not None:
         params = load_params(recipe.init_from, recipe, mesh)
+        if recipe.trains_rewards and "decoder" not in params:
+            params = with_new_head(params, model)
     else:
         params = init_sharded(lambda: make_model(recipe), mesh, recipe.rules)[1]
     return create_state(params, optimizer, seed=recipe.seed), None
+
+
+def with_new_head(decoder: nnx.State, model: AbstractModel) -> nnx.State:
+    """The parameters of a reward model that reads with this decoder: its vector is zero, as in a new one."""
+    flat = [(("decoder", *path), leaf) for path, leaf in nnx.to_flat_state(decoder)]
+    head: Any = model.params["head"]
+    wanted = head.get_value()
+    zeros = jax.device_put(jnp.zeros(wanted.shape, wanted.dtype), wanted.sharding)
+    return nnx.from_flat_state([*flat, (("head",), head.replace(zeros))])
 
 
 def load_params(checkpoint: str, recipe: Recipe, mesh: Mesh) -> nnx.State:
@@ -94,7 +111,10 @@ def check_init_from(recipe: Recipe) -> None:
         if recipe.peft.trains_adapter:
             raise UserError(f"peft.method={recipe.peft.method} trains beside a model that stays: say --init-from CKPT")
         return
-    saved, wanted = config_to_dict(read_config(recipe.init_from)), config_to_dict(recipe.model)
+    source, model = read_config(recipe.init_from), recipe.model
+    if isinstance(model, RewardModelConfig) and not isinstance(source, RewardModelConfig):
+        model = model.decoder
+    saved, wanted = config_to_dict(source), config_to_dict(model)
     found = model_difference(saved, wanted)
     if found is not None:
         name, there, here = found

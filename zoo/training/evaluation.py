@@ -21,6 +21,7 @@ def make_evaluation(
     batches: Iterable[Any],
     sharding: NamedSharding,
     token_bytes: Int[np.ndarray, "vocab"] | None = None,
+    teacher: Any = None,
 ) -> Callable[[Any], Mapping[str, float]]:
     """A function from parameters to
 
@@ -29,7 +30,7 @@ def make_evaluation(
         validation_NAME            of every metric of the loss (`LossSums.metrics`): sum / sum of weight
 
     over all `batches` (numpy, kept on the host). Without batches it gives an empty mapping; without `token_bytes`, the
-    number of bytes that each token stands for, no bits per byte.
+    number of bytes that each token stands for, no bits per byte. `teacher` is given to the loss, if it is not None.
     """
     batches = list(batches)
     eval_step = make_eval_step(graphdef, loss_fn)
@@ -45,7 +46,7 @@ def make_evaluation(
         sums, metrics = [0.0, 0.0, 0.0], dict[str, float]()
         for rows in batches:
             batch = to_devices(rows, sharding)
-            result = eval_step(params, batch)
+            result = eval_step(params, batch) if teacher is None else eval_step(params, batch, teacher)
             numbers = (result.loss, result.weight, count_bytes(batch))
             sums = [total + float(number) for total, number in zip(sums, numbers, strict=True)]
             for name, value in result.metrics.items():

@@ -54,14 +54,10 @@ def join_sequence(chunks: Shaped[Array, "chunks tokens ..."], batch_size: int, l
     return rows.reshape(batch_size, -1, *rest)[:, :length]
 
 
-def chunk_losses(
-    settings: HeadSettings,
-    hidden: Float[Array, "N D"],
-    embedding: Float[Array, "V D"],
-    targets: Int[Array, "N"],
-    weights: Float32[Array, "N"],
+def token_losses(
+    settings: HeadSettings, hidden: Float[Array, "N D"], embedding: Float[Array, "V D"], targets: Int[Array, "N"]
 ):
-    """Of tokens [N] in one chunk: (loss sum, z-loss sum), logits [N, V], logsumexp [N, 1], targets as rows of V.
+    """Of tokens [N] in one chunk: -log p(target) [N], logits [N, V], logsumexp [N, 1], targets as rows of V.
 
     Where devices share the vocabulary, V are this device's words, and a target among the others is -1.
     """
@@ -79,7 +75,19 @@ def chunk_losses(
     else:
         log_normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
         target_logits = jnp.take_along_axis(logits, targets[:, None], axis=-1)
-    loss = jnp.sum(weights * (log_normalizer - target_logits)[:, 0])
+    return (log_normalizer - target_logits)[:, 0], logits, log_normalizer, targets
+
+
+def chunk_losses(
+    settings: HeadSettings,
+    hidden: Float[Array, "N D"],
+    embedding: Float[Array, "V D"],
+    targets: Int[Array, "N"],
+    weights: Float32[Array, "N"],
+):
+    """Of tokens [N] in one chunk: (loss sum, z-loss sum), then as `token_losses` logits, logsumexp and targets."""
+    losses, logits, log_normalizer, targets = token_losses(settings, hidden, embedding, targets)
+    loss = jnp.sum(weights * losses)
     z_loss = settings.z_loss * jnp.sum(weights * jnp.square(log_normalizer[:, 0]))
     return (loss, z_loss), logits, log_normalizer, targets
 

@@ -83,6 +83,8 @@ def step_line(
         f"lr {numbers['learning_rate']:.2e}",
         f"grad {numbers['grad_norm']:.2f}",
     ]
+    if "reward" in numbers:
+        parts.append(f"reward {numbers['reward']:.3f}")
     if "router_largest_load" in numbers:
         parts.append(f"load {numbers['router_largest_load']:.2f}x")
         if numbers["router_dropped"]:
@@ -109,6 +111,9 @@ def validation_line(numbers: Mapping[str, Any], *, steps: int) -> str:
     ]
     if "validation_bits_per_byte" in numbers:
         parts.append(f"{numbers['validation_bits_per_byte']:.4f} bits per byte")
+    for name in ("reward", "accuracy", "preference_accuracy"):
+        if f"validation_{name}" in numbers:
+            parts.append(f"{name.replace('_', ' ')} {numbers[f'validation_{name}']:.4f}")
     return "  ".join(parts)
 
 

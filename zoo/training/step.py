@@ -167,13 +167,15 @@ def jit_train_step(
     )
 
 
-def make_eval_step(graphdef: nnx.GraphDef | None, loss_fn: LossFunction) -> Callable[[Any, Any], LossSums]:
+def make_eval_step(graphdef: nnx.GraphDef | None, loss_fn: LossFunction) -> Callable[..., LossSums]:
     """A compiled function `eval_step(params, batch) -> LossSums`; sums, so that batches of any weights can be added.
-    Without `graphdef` the loss takes `params` in place of a model."""
+    Without `graphdef` the loss takes `params` in place of a model. `eval_step(params, batch, teacher)` gives its third
+    argument to the loss, as `teacher=`."""
 
     @jax.jit
-    def eval_step(params: Any, batch: Any) -> LossSums:
-        return loss_fn(params if graphdef is None else nnx.merge(graphdef, params), batch)
+    def eval_step(params: Any, batch: Any, teacher: Any = None) -> LossSums:
+        extra = {} if teacher is None else {"teacher": teacher}
+        return loss_fn(params if graphdef is None else nnx.merge(graphdef, params), batch, **extra)
 
     return eval_step
 

@@ -1,0 +1,31 @@
+"""arithmetic-rl: the model of arithmetic-sft answers and learns from what its answers are worth (RLOO, 2402.14740).
+
+    python -m zoo.train arithmetic-rl --init-from runs/arithmetic-sft
+    python -m zoo.train arithmetic-rl --init-from runs/arithmetic-sft \\
+        --policy.reward model --policy.reward-model runs/arithmetic-reward
+
+Eight samples to each of 16 prompts a step. The reward is 1 for the right sum and 0 for any other, or what the reward
+model says; the KL to the model that it begins with is a part of it.
+
+Cost: not measured yet.
+Expected result: not measured yet.
+"""
+
+from zoo.data import DataConfig
+from zoo.models import preset
+from zoo.recipes.arithmetic_sft import TASK
+from zoo.recipes.recipe import Recipe
+from zoo.training.loop import LoopConfig
+from zoo.training.optimizer import OptimizerConfig
+from zoo.training.policy_gradient import PolicyGradientConfig
+
+RECIPE = Recipe(
+    name="arithmetic-rl",
+    needs_data=False,
+    model=preset("gemma2-pico"),
+    data=DataConfig(task=TASK, format="prompts", packing="single", vocab_size=276, sequence_length=28, batch_size=16),
+    policy=PolicyGradientConfig(reward="exact", samples_per_prompt=8, max_new_tokens=5, kl_coefficient=0.02),
+    optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=10, weight_decay=0.0),
+    loop=LoopConfig(steps=120, log_every=10, evaluate_every=30, checkpoint_every=30),
+    sample_tokens=0,
+)
