@@ -1,4 +1,7 @@
-"""A corpus in a folder: rel2id.json, and train, val and test as .jsonl, .jsonl.gz or .txt (OpenNRE's own name)."""
+"""A corpus in a folder: rel2id.json, and train, val and test as .jsonl, .jsonl.gz or .txt (OpenNRE's own name).
+
+OpenNRE's files may begin with the name of the corpus: nyt10m_rel2id.json, nyt10m_train.txt.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,6 +9,7 @@ from pathlib import Path
 
 from experiments.relation_extraction.bags import Bag, make_bags
 from experiments.relation_extraction.reader import Relations, read_instances, read_relations
+from experiments.relation_extraction.splits import PARTS
 from experiments.shared_folder import default_shared
 from zoo.errors import UserError
 
@@ -31,9 +35,20 @@ class Corpus:
 
 def read_corpus(folder: Path) -> Corpus:
     """The corpus of a folder. Raises `UserError` for what is missing, and for what `read_instances` does."""
-    relations = read_relations(_first(folder, "rel2id.json"))
-    parts = [_first(folder, f"{part}.jsonl", f"{part}.jsonl.gz", f"{part}.txt") for part in ("train", "val", "test")]
-    return Corpus(folder.name, relations, *(make_bags(read_instances(path, relations)) for path in parts))
+    relations, *parts = files_of(folder)
+    return read_files(folder.name, relations, *([part] for part in parts))
+
+
+def read_files(name: str, relations: Path, train: list[Path], val: list[Path], test: list[Path]) -> Corpus:
+    """The corpus of these files. Raises what `read_relations` and `read_instances` do."""
+    known = read_relations(relations)
+    return Corpus(name, known, *(make_bags(read_instances(paths, known)) for paths in (train, val, test)))
+
+
+def files_of(folder: Path) -> tuple[Path, Path, Path, Path]:
+    """(relations, train, val, test) of a folder. `UserError` for what is missing, or is there more than once."""
+    train, val, test = (_first(folder, f"{part}.jsonl", f"{part}.jsonl.gz", f"{part}.txt") for part in PARTS)
+    return _first(folder, "rel2id.json"), train, val, test
 
 
 def default_data() -> Path:
@@ -53,4 +68,9 @@ def _first(folder: Path, *names: str) -> Path:
     for name in names:
         if (folder / name).is_file():
             return folder / name
+    prefixed = [path for name in names for path in sorted(folder.glob(f"*_{name}"))]
+    if len(prefixed) > 1:
+        raise UserError(f"{folder}: {prefixed[0].name} and {prefixed[1].name} are both there; name files one by one")
+    if prefixed:
+        return prefixed[0]
     raise UserError(f"{folder}: no file {' or '.join(names)}")

@@ -1,0 +1,209 @@
+"""What is compared, on what, and how large: arms, data sets, sizes and runs."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from experiments.relation_extraction.reader import Relations
+from zoo.errors import UserError, nearest_name
+
+Head = Literal["passage", "attention", "average", "at least one", "mnre"]
+Encoder = Literal["pre-trained", "scratch", "pcnn", "linear"]
+LINEAR, AVERAGE, ATTENTION, PARE, NO_FLOW = "linear", "average", "attention", "PARE", "PARE, no flow"
+SCRATCH = ", scratch"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to make scores of relations out of a bag."""
+
+    name: str
+    """In tables and file names."""
+    what: str
+    """One line."""
+    head: Head
+    """passage: the bag as one row, PARE's head, sigmoid; the others: vectors of sentences, softmax."""
+    encoder: Encoder = "pre-trained"
+    """pre-trained: by masked tokens on the training text and novels, or the folder that --encoder names; scratch: the
+    same architecture with random weights; pcnn: convolutions over pre-trained words; linear: no network at all."""
+    blocks: bool = False
+    """A token sees its own sentence only, and positions begin anew with every sentence."""
+    own_na: bool = False
+    """`NA` has a scorer of its own."""
+    see_padding: bool = False
+    """Padding takes part in the relations' attention, and passages are filled up to the limit: the authors' code."""
+    detached: bool = False
+    """No gradient flows through the query of selective attention (DiS-ReX)."""
+
+
+ARMS = (
+    Arm(LINEAR, "logistic regressions on words (linear.py)", "average", "linear"),
+    Arm(AVERAGE, "mean of the sentences' vectors", "average"),
+    Arm(ATTENTION, "selective attention over the sentences' vectors", "attention"),
+    Arm("at least one", "the sentence that is surest of the relation", "at least one"),
+    Arm("MNRE", "attention with queries of relation and language", "mnre"),
+    Arm(PARE, "all sentences in one passage, attention of every relation over its tokens", "passage"),
+    Arm(NO_FLOW, "as PARE, but a token sees its own sentence only", "passage", blocks=True),
+    Arm("PARE, own NA", "as PARE, NA with a scorer of its own", "passage", own_na=True),
+    Arm("PARE, padding", "as PARE, padding takes part in the attention", "passage", see_padding=True),
+    Arm("PCNN", "convolutions and three pools, selective attention", "attention", "pcnn"),
+    Arm(AVERAGE + SCRATCH, "average without pre-training", "average", "scratch"),
+    Arm(ATTENTION + SCRATCH, "attention without pre-training", "attention", "scratch"),
+    Arm(PARE + SCRATCH, "PARE without pre-training", "passage", "scratch"),
+    Arm(NO_FLOW + SCRATCH, "PARE, no flow, without pre-training", "passage", "scratch", blocks=True),
+)
+LANGUAGES_NEEDED = ("MNRE",)
+"""Arms for corpora whose lines name a language."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of the models and of their training: the same for all arms that have the part in question."""
+
+    embed_dim: int = 128
+    """Width D of the encoder."""
+    num_layers: int = 2
+    """Its layers."""
+    num_heads: int = 4
+    """Its attention heads."""
+    hidden_dim: int = 512
+    """Its feed-forward width."""
+    vocab_size: int = 8192
+    """Pieces, at most, of the WordPiece vocabulary that is trained on the training text."""
+    lowercase: bool = False
+    """Lower-case texts; that also drops accents, and with them the vowel signs of Indic scripts."""
+    passage_tokens: int = 256
+    """Most tokens of a bag, for all arms."""
+    sentence_tokens: int = 128
+    """Most tokens of a sentence with its markers, [CLS] and [SEP]; of a bag of many the share of each is smaller."""
+    most_sentences: int = 4
+    """Of a bag, drawn anew in every epoch; in evaluation fixed by the seed."""
+    lengths: int = 2
+    """Different lengths of rows of a sentence for each number of sentences; of passages there are twice as many. Fewer
+    take less time to compile and more to compute."""
+    batch_bags: int = 32
+    """Bags in a step."""
+    epochs: int = 8
+    """Through all training bags; the weights of the best one on val are kept."""
+    learning_rate: float = 1e-3
+    """Peak, after a linear warm-up; then a cosine to 0."""
+    warmup_share: float = 0.1
+    """Part of all steps. (The authors' 30,000 bags are more than a small corpus has in all epochs.)"""
+    weight_decay: float = 0.01
+    """Of matrices and embeddings."""
+    dropout: float = 0.1
+    """Of the encoder's hidden states. Vectors of bags of the arms with a softmax have another one of 0.5 (OpenNRE)."""
+    mlm_steps: int = 2000
+    """Steps of pre-training on masked tokens, 0: none."""
+    mlm_rows: int = 16
+    """Rows of `passage_tokens` in such a step."""
+    mlm_learning_rate: float = 2e-3
+    """Its peak."""
+    novels_share: float = 0.5
+    """Part of the rows that are English novels, where the folder `shared` has them."""
+    linear_penalties: tuple[float, ...] = (0.1, 0.3)
+    """Of the linear baseline, chosen on val."""
+    linear_least: int = 5
+    """Bags that one of its features must occur in."""
+    linear_steps: int = 40
+    """Of L-BFGS."""
+
+
+SIZES = {
+    "gids": Size(lowercase=True, epochs=6),
+    # Five times as many bags: fewer epochs, and shorter passages.
+    "indore": Size(vocab_size=12_288, passage_tokens=128, sentence_tokens=96, most_sentences=2, epochs=3),
+    # 350 pairs with five parallel sentences each.
+    "relx": Size(vocab_size=8192, passage_tokens=320, sentence_tokens=64, most_sentences=5, epochs=12),
+    "quick": Size(
+        embed_dim=32,
+        num_layers=1,
+        num_heads=2,
+        hidden_dim=64,
+        vocab_size=400,
+        passage_tokens=64,
+        sentence_tokens=32,
+        most_sentences=2,
+        lengths=1,
+        epochs=4,
+        learning_rate=5e-3,
+        mlm_steps=30,
+        mlm_rows=8,
+        linear_penalties=(0.1,),
+        linear_least=2,
+        linear_steps=20,
+    ),
+    # A corpus of the user's, our own small encoder.
+    "own": Size(),
+    # A BERT of full size (--encoder) as PARE's and DiS-ReX's code has it, but for the warm-up. Rate, batch and epochs
+    # are the authors'.
+    "bert": Size(
+        passage_tokens=512,
+        sentence_tokens=256,
+        most_sentences=16,
+        epochs=5,
+        learning_rate=2e-5,
+        mlm_steps=0,
+    ),
+}
+"""By name: those of the data sets that are known, and of the others."""
+DEFAULT_ARMS = {
+    "gids": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW, "PARE, own NA", "PARE, padding", "PCNN",
+             AVERAGE + SCRATCH, ATTENTION + SCRATCH, PARE + SCRATCH),
+    "indore": (LINEAR, ATTENTION, "MNRE", PARE, NO_FLOW, "PCNN"),
+    "relx": (LINEAR, AVERAGE, ATTENTION, "MNRE", PARE, NO_FLOW),
+    "quick": (LINEAR, ATTENTION, PARE),
+    "own": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW, "PCNN"),
+    "bert": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW),
+}  # fmt: skip
+"""Of each size; corpora that name languages also get those of `LANGUAGES_NEEDED`."""
+
+
+def arm_named(name: str) -> Arm:
+    """Raises `UserError` for an unknown one."""
+    found = {arm.name: arm for arm in ARMS}
+    if name not in found:
+        raise UserError(f"--arms: {name!r} is unknown; {nearest_name(name, list(found))}")
+    return found[name]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model."""
+
+    arm: str
+    """Name of its arm."""
+    seed: int
+    """Of the initial weights of everything that is not pre-trained, of dropout, of orders and draws."""
+
+    @property
+    def name(self) -> str:
+        """File name."""
+        return f"{self.arm.replace(', ', '-').replace(' ', '-')}-seed-{self.seed}"
+
+
+def runs_of(arms: tuple[str, ...], seeds: tuple[int, ...]) -> list[Run]:
+    """Seed by seed, so that an early end leaves whole seeds; the linear model has no seed but 0."""
+    chosen = [arm_named(name) for name in arms]
+    return [Run(arm.name, seed) for seed in seeds for arm in chosen if arm.encoder != "linear" or seed == seeds[0]]
+
+
+def arms_of(names: tuple[str, ...], size: str, relations: Relations, speaks: bool, folder: bool) -> tuple[str, ...]:
+    """The arms that are asked for, or those of the size.
+
+    speaks: the corpus names languages. folder: the encoder comes from a folder, so that nothing begins from scratch.
+
+    Raises:
+      UserError: an arm is unknown, or is not for this corpus or encoder.
+    """
+    chosen = names
+    if not names:
+        more = tuple(name for name in LANGUAGES_NEEDED if speaks and name not in DEFAULT_ARMS[size])
+        chosen = DEFAULT_ARMS[size] + (more if size in ("own", "bert") else ())
+    for arm in map(arm_named, chosen):
+        if arm.name in LANGUAGES_NEEDED and not speaks:
+            raise UserError(f"--arms: {arm.name!r} needs a corpus whose lines name their language")
+        if arm.own_na and relations.na is None:
+            raise UserError(f"--arms: {arm.name!r} needs a corpus with the class NA")
+        if folder and arm.encoder in ("scratch", "pcnn"):
+            raise UserError(f"--arms: {arm.name!r} has no encoder of the folder that --encoder names: leave it out")
+    return chosen

@@ -1,0 +1,164 @@
+"""The study: each arm and seed is trained and measured in a process of its own; the tables are of what is there.
+
+Two folders. `out` has what may be thrown away: vocabulary, pre-trained encoder, text, logs. `results` has one small
+JSON for each finished run, figures only, which can be committed: on another machine the study goes on with what is
+missing. (There the encoder is pre-trained anew, from the same text and seed.)
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from experiments.relation_extraction.arms import SIZES, Run, arm_named, arms_of, runs_of
+from experiments.relation_extraction.corpus import Corpus
+from experiments.relation_extraction.datasets import FOLDERS, MADE_UP, Dataset, read_dataset, speaks
+from experiments.relation_extraction.encoders import check_folder
+from experiments.relation_extraction.pretraining import pretrain, read_pretraining
+from experiments.relation_extraction.report import Part
+from experiments.relation_extraction.worker import Setting, carry_out, read_result, write_setting
+from experiments.runs import REPOSITORY, run_in_process, say, worker_environment, write_json
+from experiments.shared_folder import training_novels
+from zoo.errors import UserError
+
+RESULTS = REPOSITORY / "docs" / "benchmarks" / "relation-extraction"
+"""Where results lie that are committed, a folder for each data set that is known by name."""
+WORKER = "experiments.relation_extraction.worker"
+MADE_WITH, PRETRAINING = "made_with", "pretraining.json"
+
+
+def setting_of(dataset: Dataset, encoder: Path | None) -> Setting:
+    """Sizes and encoder for a data set."""
+    quick = dataset.name == MADE_UP
+    size = "bert" if encoder is not None else dataset.size
+    return Setting(dataset, SIZES[size], None if encoder is None else str(encoder), novels=not quick)
+
+
+def results_of(setting: Setting, out: Path) -> Path:
+    """Where results go unless said otherwise: into the repository for our own encoder and data sets known by name."""
+    committed = setting.encoder is None and setting.dataset.name in FOLDERS
+    return RESULTS / setting.dataset.title if committed else out / "results"
+
+
+def study(
+    setting: Setting,
+    out: Path,
+    results: Path,
+    names: tuple[str, ...],
+    seeds: tuple[int, ...],
+    *,
+    only_report: bool,
+    here: bool = False,
+) -> Part:
+    """Trains and measures what is missing, run by run, and tells what there is.
+
+    Args:
+      names: arms; none: those of the size.
+      only_report: trains nothing.
+      here: everything in this process, which saves the seconds that a process takes to start.
+
+    Raises:
+      UserError: wrong data, arm or encoder; results of other data, sizes or text; a run failed.
+    """
+    corpus = read_dataset(setting.dataset)
+    size_name = "bert" if setting.encoder is not None else setting.dataset.size
+    arms = arms_of(names, size_name, corpus.relations, speaks(corpus), setting.encoder is not None)
+    if setting.encoder is not None:
+        check_folder(Path(setting.encoder), setting.size)
+    runs, fingerprint = runs_of(arms, seeds), setting.dataset.fingerprint()
+    results.mkdir(parents=True, exist_ok=True)
+    paths = {run.name: results / f"{run.name}.json" for run in runs}
+    for run in runs:
+        if paths[run.name].is_file():
+            check_made_with(paths[run.name], made_with(setting, run.arm, fingerprint))
+    missing = [] if only_report else [run for run in runs if not paths[run.name].is_file()]
+    if missing:
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        write_setting_once(setting, fingerprint, out)
+    if any(needs_pretraining(run, setting) for run in missing):
+        prepare(setting, corpus, out, results, here=here)
+    for number, run in enumerate(missing, start=1):
+        say(f"{number} of {len(missing)}: {run.name}")
+        unsigned = out / "runs" / f"{run.name}.json"
+        if here:
+            write_json(asdict(carry_out(run, setting, corpus, out)), unsigned)
+        else:
+            arguments = [str(out), run.arm, str(run.seed), str(unsigned)]
+            run_in_process(run.name, WORKER, arguments, unsigned.with_suffix(".log"), worker_environment(out))
+        signed = {MADE_WITH: made_with(setting, run.arm, fingerprint), **json.loads(unsigned.read_text())}
+        write_json(signed, paths[run.name])
+        unsigned.unlink()
+    found = [read_result(path) for path in paths.values() if path.is_file()]
+    if not found:
+        raise UserError(f"{results} has no result of these arms and seeds: leave --only-report out")
+    return Part(
+        name=setting.dataset.title,
+        bags=(len(corpus.train), len(corpus.val), len(corpus.test)),
+        encoder=encoder_told(setting),
+        size=setting.size,
+        pretraining=read_pretraining(results / PRETRAINING) if (results / PRETRAINING).is_file() else None,
+        runs=found,
+        missing=[run.name for run in runs if not paths[run.name].is_file()],
+    )
+
+
+def needs_pretraining(run: Run, setting: Setting) -> bool:
+    """Whether a run begins with our own pre-trained encoder."""
+    own = setting.encoder is None and setting.size.mlm_steps > 0
+    return own and arm_named(run.arm).encoder in ("pre-trained", "pcnn")
+
+
+def prepare(setting: Setting, corpus: Corpus, out: Path, results: Path, *, here: bool) -> None:
+    """Vocabulary and pre-trained encoder in `out`; what the pre-training came to, in `results`."""
+    kept = out / PRETRAINING
+    if not kept.is_file():
+        say("vocabulary and pre-training")
+        if here:
+            pretrain(corpus, setting.size, out, with_novels=setting.novels)
+        else:
+            log = out / "runs" / "pretraining.log"
+            run_in_process("pre-training", WORKER, [str(out), "pretrain"], log, worker_environment(out))
+    if not (results / PRETRAINING).is_file():
+        write_json(json.loads(kept.read_text()), results / PRETRAINING)
+
+
+def made_with(setting: Setting, arm: str, fingerprint: str) -> str:
+    """A digest of everything that a run of an arm comes from, its seed apart."""
+    encoder = None if setting.encoder is None else Path(setting.encoder).name
+    novels = [Path(path).name for path in training_novels()] if setting.novels and encoder is None else []
+    parts = [asdict(setting.size), asdict(arm_named(arm)), fingerprint, encoder, novels]
+    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+
+
+def check_made_with(path: Path, digest: str) -> None:
+    """Raises `UserError` if a result is of other data, sizes or text."""
+    if json.loads(path.read_text()).get(MADE_WITH) != digest:
+        raise UserError(f"{path} was made with other data, sizes or novels: remove it, or give another --results")
+
+
+def write_setting_once(setting: Setting, fingerprint: str, out: Path) -> None:
+    """Raises `UserError` if the folder's vocabulary and encoder are of another setting."""
+    digest, kept = made_with(setting, "PARE", fingerprint), out / "setting.digest"
+    if kept.is_file() and kept.read_text().strip() != digest:
+        raise UserError(f"{out} has a vocabulary and an encoder of other data, sizes or novels: give another --out")
+    write_setting(setting, out)
+    kept.write_text(digest + "\n")
+
+
+def encoder_told(setting: Setting) -> str:
+    """For the report."""
+    size = setting.size
+    if setting.encoder is not None:
+        return f"the folder {Path(setting.encoder).name}"
+    return f"a BERT of {size.num_layers} layers and width {size.embed_dim}, {size.vocab_size:,} pieces at most"
+
+
+def whole_numbers(text: str, default: Sequence[int]) -> tuple[int, ...]:
+    """ "0,1,2" as numbers; "" is the default. Raises `UserError` for anything else."""
+    if not text:
+        return tuple(default)
+    parts = text.split(",")
+    if not all(part.strip().isdigit() for part in parts) or len(set(parts)) != len(parts):
+        raise UserError(f"--seeds: need different whole numbers with commas between them, like 0,1,2; got {text!r}")
+    return tuple(int(part) for part in parts)
