@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from flax import nnx
@@ -226,18 +223,12 @@ def test_wrong_input_is_one_line(tmp_path, monkeypatch, checkpoint, bare_checkpo
     assert set(tmp_path.iterdir()) == before, "no file is left behind"
 
 
-def test_the_process_ends_with_code_2_and_one_line_and_no_traceback(repository, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo.generate", "--checkpoint", "no/such", "--prompt", "a"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: no/such")
+def test_the_command_ends_with_code_2_and_one_line_and_no_traceback(run_module):
+    code, output, errors = run_module("zoo.generate", "--checkpoint", "no/such", "--prompt", "a")
+    assert code == 2
+    assert output == ""
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("error: no/such")
 
 
 def test_help_lists_every_option(capsys):

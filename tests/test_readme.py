@@ -1,8 +1,6 @@
 """What README.md promises exists: its two commands, the modules and files it names, the sizes in its table."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -28,10 +26,15 @@ def test_both_commands_set_up_with_the_pins_in_one_line() -> None:
     assert ".venv/bin/python -m pytest" in command_after_marker("test")
 
 
-def test_continuous_integration_holds_no_copy_of_the_test_command() -> None:
+def test_types_are_checked_in_one_line() -> None:
+    assert command_after_marker("types") == ".venv/bin/python -m mypy"
+
+
+def test_continuous_integration_holds_no_copy_of_the_commands() -> None:
     script = (REPOSITORY / ".ci" / "run").read_text("utf-8")
-    assert "pip install" not in script and "pytest" not in script
-    assert "readme_command test" in script
+    assert "pip install" not in script and "pytest" not in script and "mypy" not in script
+    assert "readme_command test" in script and "readme_command types" in script
+    assert 'bash -c "$test_command"' in script and 'bash -c "$types_command"' in script
 
 
 @pytest.mark.parametrize("text", [README, CONTRIBUTING], ids=["README", "CONTRIBUTING"])
@@ -82,9 +85,8 @@ def examples() -> dict[str, set[str]]:
 
 
 @pytest.mark.parametrize("module", sorted(examples()))
-def test_the_options_of_the_examples_are_in_the_help(module: str, repository: Path) -> None:
-    command = [sys.executable, "-m", module, "--help"]
-    done = subprocess.run(command, cwd=repository, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
+def test_the_options_of_the_examples_are_in_the_help(module: str, run_module) -> None:
+    code, output, errors = run_module(module, "--help")
+    assert code == 0, errors
     for option in examples()[module]:
-        assert re.search(rf"{option}\b", done.stdout), option
+        assert re.search(rf"{option}\b", output), option

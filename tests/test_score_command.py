@@ -1,7 +1,5 @@
 import json
 import math
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -185,15 +183,9 @@ def test_wrong_input_is_one_line(tmp_path, monkeypatch, checkpoint, bare_checkpo
     assert set(tmp_path.iterdir()) == before, "no file is left behind"
 
 
-def test_the_process_ends_with_code_2_and_one_line_and_no_traceback(repository):
-    done = subprocess.run(
-        [sys.executable, "-m", "zoo.score", "--checkpoint", "no/such", "--text", "README.md"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert len(done.stderr.splitlines()) == 1
-    assert done.stderr.startswith("error: no/such")
+def test_the_command_ends_with_code_2_and_one_line_and_no_traceback(run_module):
+    code, output, errors = run_module("zoo.score", "--checkpoint", "no/such", "--text", "README.md")
+    assert code == 2
+    assert output == ""
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("error: no/such")

@@ -171,16 +171,10 @@ def test_what_fails_in_a_worker_is_reported_in_the_parent(serving):
         serving.call("noisy")
 
 
-def test_wrong_options_get_one_line_and_exit_code_2(repository: Path):
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.speed", "--rounds", "0"],
-        cwd=repository,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.strip().splitlines()) == 1 and "rounds" in done.stderr
+def test_wrong_options_get_one_line_and_exit_code_2(run_module):
+    code, _, errors = run_module("experiments.speed", "--rounds", 0)
+    assert code == 2
+    assert len(errors.strip().splitlines()) == 1 and "rounds" in errors
 
 
 @pytest.mark.slow

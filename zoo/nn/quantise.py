@@ -23,8 +23,8 @@ ScaleDtype = Literal["float16", "bfloat16", "float32"]
 _FACTORS = np.arange(0.66, 1.09, 0.03, dtype=np.float32)
 """A scale below that of the largest element cuts it, and brings the others closer to a step."""
 
-_CHUNK_GROUPS = 1 << 13
-"""Groups of a call of the compiled function, which so has one shape for all weights."""
+_CHUNK_GROUPS, _FEW_GROUPS = 1 << 13, 1 << 9
+"""Groups of a call of the compiled function, which so has two shapes for all weights: large ones and small ones."""
 
 
 def quantise(
@@ -74,11 +74,12 @@ def _quantise_rows(rows: Float[np.ndarray, "o k"], bits: int, group: int, scale_
     """(codes [O, K]: q + 8 as uint8 or q as int8, scales [O, K / group]) of some rows."""
     grouped = rows.reshape(-1, group)
     codes, scales = np.empty(grouped.shape, np.uint8 if bits == 4 else np.int8), []
-    for start in range(0, len(grouped), _CHUNK_GROUPS):
-        part = grouped[start : start + _CHUNK_GROUPS]
-        filled = np.pad(part, ((0, _CHUNK_GROUPS - len(part)), (0, 0)))
+    size = _CHUNK_GROUPS if len(grouped) > 4 * _FEW_GROUPS else _FEW_GROUPS
+    for start in range(0, len(grouped), size):
+        part = grouped[start : start + size]
+        filled = np.pad(part, ((0, size - len(part)), (0, 0)))
         new_codes, new_scales = _quantise_groups(filled, bits, scale_dtype, search)
-        codes[start : start + _CHUNK_GROUPS] = np.asarray(new_codes)[: len(part)]
+        codes[start : start + size] = np.asarray(new_codes)[: len(part)]
         scales.append(np.asarray(new_scales)[: len(part)])
     return codes.reshape(rows.shape), np.concatenate(scales).reshape(len(rows), -1)
 
