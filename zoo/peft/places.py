@@ -122,11 +122,8 @@ def _names(target: str, name: str) -> bool:
 def vectors(model: nnx.Module, *, norm_scales: bool) -> list[Leaf]:
     """The biases of a model, and its norms' scales if they are asked for. Raises `UserError` if there are none."""
     ends = ("bias", "scale") if norm_scales else ("bias",)
-    found = [
-        leaf
-        for path, leaf in leaves(model).items()
-        if str(path[-1]).endswith(ends) and path[-1] != SELECTION_BIAS.rsplit("/")[-1]
-    ]
+    no_gradient = SELECTION_BIAS.rsplit("/", 1)[-1]
+    found = [leaf for path, leaf in leaves(model).items() if str(path[-1]).endswith(ends) and path[-1] != no_gradient]
     if not found:
         raise UserError(
             "peft.method=bitfit: this model has no biases; --peft.norm-scales trains the scales of its norms instead"

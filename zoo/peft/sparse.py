@@ -145,6 +145,8 @@ def check_sparse(stored: Mapping[str, np.ndarray], model: Any, where: str) -> No
             raise UserError(
                 f"{where} is an adapter for another base model: {weight}{INDEX} lies outside of {shapes[weight]}"
             )
+        if (np.diff(np.ravel_multi_index(tuple(index.T), shapes[weight])) <= 0).any():
+            raise UserError(f"{where} is damaged: {weight}{INDEX} does not rise, or has an entry twice")
 
 
 def _with(path: Path, ending: str) -> Path:
