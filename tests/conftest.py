@@ -13,9 +13,14 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of a test's time is compilation: without LLVM's optimizations it takes a third less, and with the older emitters
-# of fused loops, which jaxlib 0.12 no longer has, another third (both measured).
-FLAGS = ["--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"]
+# Most of a test's time is compilation: without LLVM's optimizations it takes a third less, with the older emitters of
+# fused loops, which jaxlib 0.12 no longer has, another third, and as one LLVM module in place of many, each with an
+# overhead, another sixth (all measured, in processor time).
+FLAGS = [
+    "--xla_force_host_platform_device_count=8",
+    "--xla_backend_optimization_level=0",
+    "--xla_cpu_parallel_codegen_split_count=1",
+]
 if version("jaxlib").startswith("0.10."):
     FLAGS.append("--xla_cpu_use_fusion_emitters=false")
 for flag in FLAGS:
