@@ -125,9 +125,10 @@ def train_stage(
     lines = read_metrics(here / "metrics.jsonl")
     model = load(here).model
     if stage.is_facts:
-        words: Mapping[str, float] = {FACTS: facts_found(model, tokens, stage.facts, workload.word_languages)}
+        words = {FACTS: facts_found(model, tokens, stage.facts, workload.word_languages)}
     else:
-        words = words_found(model, tokens, stage.vocabulary, workload.word_languages)
+        found = words_found(model, tokens, stage.vocabulary, workload.word_languages)
+        words = {str(direction): part for direction, part in found.items()}
     with open(documents, encoding="utf-8") as file:
         count = sum(1 for _ in file)
     result = StageResult(
@@ -137,7 +138,7 @@ def train_stage(
         tokens=int(sum(line["step_tokens"] for line in lines)),
         seconds=float(sum(line["seconds"] for line in lines[1:])),
         training=_smoothed(lines),
-        words={str(direction): part for direction, part in words.items()},
+        words=words,
     )
     say(f"{run.name}, {stage.name}, attempt {attempt}: words found {words}")
     write_json(asdict(result), kept)

@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -160,9 +161,14 @@ def read_result(path: Path) -> Result:
 def read_setting(out: Path) -> Setting:
     """What `write_setting` wrote."""
     fields = json.loads((out / "setting.json").read_text())
-    dataset = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["dataset"].items()}
-    size = {name: tuple(value) if isinstance(value, list) else value for name, value in fields["size"].items()}
-    return Setting(**fields | {"dataset": Dataset(**dataset), "size": Size(**size)})
+    return Setting(
+        **fields | {"dataset": Dataset(**_tuples(fields["dataset"])), "size": Size(**_tuples(fields["size"]))}
+    )
+
+
+def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
+    """Lists of a JSON object as what they were."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
 
 
 def write_setting(setting: Setting, out: Path) -> None:

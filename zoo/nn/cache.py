@@ -99,7 +99,7 @@ class LayerCache:
             new = {name: _last_of_all(x, count, _SLOT_AXES[name], length) for name, x in new.items()}
         if not shared:
             update = functools.partial(self._ring, tokens=tokens)
-        after = {name: update(getattr(self, name), x, _SLOT_AXES[name]) for name, x in new.items()}
+        after: dict[str, Any] = {name: update(getattr(self, name), x, _SLOT_AXES[name]) for name, x in new.items()}
         return replace(self, **after, cursor=self.cursor + tokens, empty=False)
 
     def _stored(self, key: Array, value: Array, positions: Int[Array, "b t"]) -> dict[str, Array]:

@@ -19,6 +19,7 @@ from jaxtyping import Array, Float
 
 from zoo.errors import UserError
 from zoo.nn import lora
+from zoo.nn.bottleneck import bottleneck_name
 from zoo.nn.packed import PackedWeight
 from zoo.peft import sparse
 from zoo.peft.adapter import Adapter, variables

@@ -37,9 +37,9 @@ class Picks:
 class SoftRows:
     """Soft tokens of rows, which no encoder has to make."""
 
-    soft: Float32[Array, "B tokens D"]
+    soft: Float32[Array | np.ndarray, "B tokens D"]
     """Of all units of a row."""
-    slots: Int32[Array, "B T"]
+    slots: Int32[Array | np.ndarray, "B T"]
     """Which of them stands at a position; -1 = none."""
 
 

@@ -89,5 +89,6 @@ def merge_parts(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[A
     """(out [*x, H], lse [*x]) of two sets of keys together, from the attention to each: outs weighted with exp(lse)."""
     (out, lse), (more, more_lse) = one, other
     total = jnp.logaddexp(lse, more_lse)
-    weighted = (x.astype(out.dtype) * jnp.exp(part - total)[..., None] for x, part in ((out, lse), (more, more_lse)))
-    return sum(weighted), total
+    first, second = (x.astype(out.dtype) * jnp.exp(part - total)[..., None]
+                     for x, part in ((out, lse), (more, more_lse)))  # fmt: skip
+    return first + second, total

@@ -46,7 +46,7 @@ def xla_decode_part(
 ) -> tuple[Float[Array, "b n h"], Float[Array, "b n"]]:
     """(out, lse), see `decode_attention_part`."""
     options: dict[str, Any] = dict(scale=scale, sliding_window=sliding_window, logits_soft_cap=logits_soft_cap)
-    part = partial(_dense_part, query, query_positions=query_positions, **options)
+    part: Any = partial(_dense_part, query, query_positions=query_positions, **options)
     if held_scales is None:
         out, lse = part(held, own, None)
     else:
