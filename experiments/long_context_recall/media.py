@@ -11,7 +11,7 @@ from experiments.long_context_recall.audio import AudioHaystack, digit_in_a_stre
 from experiments.long_context_recall.grid import Cell
 from experiments.long_context_recall.samples import Sample
 from experiments.long_context_recall.video import VideoHaystack, drawn_frames, real_frames, word_in_a_video
-from experiments.multimodal.sources import Clip, real_sources, synthetic_sources
+from experiments.multimodal.sources import Clip, spoken_digits, synthetic_sources
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ def media_sources(shared: Path | None, part: Part = "test") -> MediaSources:
     if shared is None:
         frames, clips = drawn_frames(64), synthetic_sources(count=480).clips
     else:
-        frames, clips = real_frames(shared), real_sources(shared).clips
+        frames, clips = real_frames(shared), spoken_digits(shared)
     edges = [0, *(len(frames) * fifths // 5 for fifths in (3, 4, 5))]
     number = get_args(Part).index(part)
     return MediaSources(frames[edges[number] : edges[number + 1]], [clip for clip in clips if part_of(clip) == part])

@@ -73,13 +73,18 @@ def real_sources(shared: Path) -> Sources:
     """From the folders fsdd, noto_emoji_32, nlvr1, mnist_t10k and wikitext2_valid_test."""
     data = shared / "data"
     return Sources(
-        clips=list(_fsdd(data / "fsdd")),
+        clips=spoken_digits(shared),
         pictures=list(_emoji(data / "noto_emoji_32")),
         statements=list(_nlvr(data / "nlvr1")),
         digits=_mnist(data / "mnist_t10k"),
         texts=_wikitext(data / "wikitext2_valid_test"),
         synthetic=False,
     )
+
+
+def spoken_digits(shared: Path) -> list[Clip]:
+    """The recordings of the folder fsdd alone."""
+    return list(_fsdd(shared / "data" / "fsdd"))
 
 
 def _fsdd(folder: Path) -> Iterator[Clip]:
