@@ -1,6 +1,6 @@
 """arithmetic-dpo: the model of arithmetic-sft learns from pairs of a right and a wrong sum (DPO, arXiv 2305.18290).
 
-    python -m zoo.train arithmetic-dpo --init-from runs/arithmetic-sft
+    python -m zoo.train arithmetic-dpo --init-from runs/arithmetic-sft/checkpoints/400
 
 The wrong sum differs in one digit. The reference is the model that it begins with.
 

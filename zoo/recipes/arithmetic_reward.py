@@ -1,6 +1,6 @@
 """arithmetic-reward: a reward model that tells right sums from wrong ones (Bradley and Terry), from arithmetic-sft.
 
-    python -m zoo.train arithmetic-reward --init-from runs/arithmetic-sft
+    python -m zoo.train arithmetic-reward --init-from runs/arithmetic-sft/checkpoints/400
 
 On the pairs of arithmetic-dpo; the decoder is that of the run it begins with, its vector is new.
 

@@ -1,7 +1,7 @@
 """arithmetic-rl: the model of arithmetic-sft answers and learns from what its answers are worth (RLOO, 2402.14740).
 
-    python -m zoo.train arithmetic-rl --init-from runs/arithmetic-sft
-    python -m zoo.train arithmetic-rl --init-from runs/arithmetic-sft \\
+    python -m zoo.train arithmetic-rl --init-from runs/arithmetic-sft/checkpoints/400
+    python -m zoo.train arithmetic-rl --init-from runs/arithmetic-sft/checkpoints/400 \\
         --policy.reward model --policy.reward-model runs/arithmetic-reward
 
 Eight samples to each of 16 prompts a step. The reward is 1 for the right sum and 0 for any other, or what the reward
