@@ -7,8 +7,8 @@ arithmetic-dpo, arithmetic-reward and arithmetic-rl (docs/post_training.md), whi
 
 Cost: six minutes on two CPU cores that had other work to do (4,500 tokens/s).
 Expected result: after 800 steps, 1.3M tokens, a validation loss of 0.0038 nats per token and 99.8 % of the held-out
-sums right; after 200 steps 6.4 %, after 400 steps 75.0 %, after 600 steps 97.9 %. The checkpoint of step 400 leaves what
-comes next something to learn.
+sums right; after 200 steps 6.4 %, after 400 steps 75.0 %, after 600 steps 97.9 %. The checkpoint of step 400 leaves
+what comes next something to learn.
 """
 
 from zoo.data import DataConfig, TaskConfig
