@@ -19,7 +19,7 @@ from zoo.recipes.recipe import Recipe
 from zoo.recipes.rollouts import PolicyGradient
 from zoo.training.curves import draw_curves
 from zoo.training.evaluation import make_evaluation
-from zoo.training.run_directory import write_json_atomically
+from zoo.training.run_directory import checkpoints_dir, saved_steps, write_json_atomically
 
 BEFORE = "before.json"
 """File of a run directory with the validation of the model that it began with."""
@@ -117,11 +117,13 @@ def _mode(recipe: Recipe) -> str:
 def what_next(recipe: Recipe) -> str:
     """Commands that go on from a finished run."""
     run = recipe.run_dir
+    # At its end a run on a generated task may have nothing left to learn: the oldest of its checkpoints has.
+    begin = f"{run}/checkpoints/{min(saved_steps(checkpoints_dir(run)), default='')}"
     commands = {
         "conversations": [
-            f"python -m zoo.train arithmetic-dpo --init-from {run}",
-            f"python -m zoo.train arithmetic-reward --init-from {run}",
-            f"python -m zoo.train arithmetic-rl --init-from {run}",
+            f"python -m zoo.train arithmetic-dpo --init-from {begin}",
+            f"python -m zoo.train arithmetic-reward --init-from {begin}",
+            f"python -m zoo.train arithmetic-rl --init-from {begin}",
         ],
         "rewards": [
             f"python -m zoo.train arithmetic-rl --init-from SFT_RUN --policy.reward model --policy.reward-model {run}"
