@@ -176,6 +176,8 @@ def test_weights_lie_on_the_digits_that_are_asked_for_and_on_the_text(words, hay
             where = np.flatnonzero(answers == question)
             assert words.tokenizer.decode(tokens[where].tolist()).strip().isdigit() and len(where) == 7
             assert weights[where].tolist() == [3.0] + [1.0] * 6
+            after = where[-1] + 1
+            assert weights[after] == 1.0 and words.tokenizer.decode([int(tokens[after])]) == "\n"
         closing = next(
             i for i in range(len(tokens)) if tokens[i : i + len(words.first)].tolist() == words.first.tolist()
         )

@@ -148,6 +148,5 @@ AUDIO = Workload(
         Stage("684-clips", 684, 1, 100, 5e-4, False, 0.97, 2),
     ),
     CLIPS,
-    items=2000,
-    plain=1200,
+    items=2500,
 )

@@ -60,7 +60,7 @@ class Wording:
     first: Ids
     """From the end of the context up to the key of the first question; tokens may reach over a line break."""
     next: Ids
-    """From the end of an answer up to the key of the next question."""
+    """From the end of an answer up to the key of the next question; its first token ends a line."""
     follows: Ids
     """From the key of a question up to the number."""
 
@@ -138,6 +138,11 @@ class _Line:
         self.add(key, 0.0)
         self.parts[-1][1][1:] = self.stage.key_weight
 
+    def after_answer(self, ids: Ids) -> None:
+        """What follows an answer: that the line ends is learnt, or a model goes on writing digits."""
+        self.add(ids, 0.0)
+        self.parts[-1][1][0] = 1.0
+
     def answer(self, value: Ids, digits: int, question: int) -> None:
         """A number whose digits count."""
         self.add(value)
@@ -190,7 +195,7 @@ def questions(words: Wording, _: Haystack, stage: Stage, kinds: Sequence[KeyKind
     question = 0
     while line.length <= stage.length:
         which = random.integers(len(keys))
-        line.add(words.next)
+        line.after_answer(words.next) if question else line.add(words.next)
         line.asked_key(keys[which])
         line.add(words.follows[: random.integers(1, len(words.follows) + 1)])
         line.answer(values[which], stage.digits, question)
@@ -225,7 +230,7 @@ def document(words: Wording, hay: Haystack, stage: Stage, kinds: Sequence[KeyKin
         return line.row(words.tokenizer.pad_id)
     keys, values = _drawn(words, stage, kinds, random)
     needles = _needles(words, keys, values)
-    room -= len(words.head) + sum(map(len, needles))
+    room -= len(words.head) + sum(map(len, needles)) + 1  # the end of the last line
     asked: list[int] = []
     for which in random.integers(len(keys), size=stage.questions).tolist():
         opening = words.next if asked else words.first
@@ -239,10 +244,11 @@ def document(words: Wording, hay: Haystack, stage: Stage, kinds: Sequence[KeyKin
     line.add(words.head, 0.0)
     _add_context(line, hay, room, sentence, needles, random)
     for question, which in enumerate(asked):
-        line.add(words.next if question else words.first, 0.0)
+        line.after_answer(words.next) if question else line.add(words.first, 0.0)
         line.asked_key(keys[which])
         line.add(words.follows, 0.0)
         line.answer(values[which], stage.digits, question)
+    line.after_answer(words.next[:1])
     return line.row(words.tokenizer.pad_id)
 
 
