@@ -90,10 +90,9 @@ def test_every_tensor_of_the_file_equals_ours(config, bits, tmp_path):
 
 
 def test_scanned_layers_and_folders_of_packed_weights_give_the_same_file(tmp_path):
-    packing = Packing(4, search=False)
-    unrolled = save_gguf(model_of(GEMMA), tmp_path / "unrolled", packing)
-    scanned = save_gguf(model_of(GEMMA, scan=True), tmp_path / "scanned", packing)
-    save_quantised(model_of(GEMMA), tmp_path / "packed", packing)
+    unrolled = save_gguf(model_of(GEMMA), tmp_path / "unrolled", Packing(4))
+    scanned = save_gguf(model_of(GEMMA, scan=True), tmp_path / "scanned", Packing(4))
+    save_quantised(model_of(GEMMA), tmp_path / "packed", Packing(4))
     again = save_gguf(load_quantised(tmp_path / "packed"), tmp_path / "again")
     assert unrolled.read_bytes() == scanned.read_bytes() == again.read_bytes()
 
