@@ -141,7 +141,7 @@ def time_chunks(subject: Subject, length: int, max_new_tokens: int = 16) -> Timi
     dtype = None if subject.cache_dtype is None else jax.numpy.dtype(subject.cache_dtype)
     began = time.perf_counter()
     cache, hidden = programs.first(
-        arrays, tokens, np.arange(chunk, dtype=np.int32)[None], None,
+        arrays, tokens, np.arange(chunk, dtype=np.int32)[None], None, None,
         cache_length=slots + room_of(max_new_tokens), dtype=dtype,
     )  # fmt: skip
     hidden.block_until_ready()
@@ -150,7 +150,7 @@ def time_chunks(subject: Subject, length: int, max_new_tokens: int = 16) -> Timi
         cache = tuple(replace(layer, cursor=layer.cursor * 0 + start) for layer in cache)
         positions = start + np.arange(chunk, dtype=np.int32)[None]
         before = time.perf_counter()
-        cache, hidden = programs.next(arrays, cache, tokens, positions, None)
+        cache, hidden = programs.next(arrays, cache, tokens, positions, None, None)
         hidden.block_until_ready()
         return cache, time.perf_counter() - before
 
