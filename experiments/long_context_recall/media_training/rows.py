@@ -135,7 +135,7 @@ def gathered(plain: Any, needles: Any, picks: Picks) -> np.ndarray:
 def batch_of(layout: Layout, stage: Stage, picks: Picks, soft: tuple[np.ndarray, np.ndarray] | None = None) -> Batch:
     """A batch of one document a row, whose answers alone count. soft: soft tokens of (plain, needles), each
     [items, U, unit_tokens, D], in place of media."""
-    bank, media = bank_of(layout.material, stage), layout.workload.media
+    bank = bank_of(layout.material, stage)
     rows, units = picks.plain.shape
     shape = (rows, layout.length(units))
     tokens, targets = np.full((2, *shape), layout.tokenizer.pad_id, np.int32)
@@ -164,5 +164,4 @@ def batch_of(layout: Layout, stage: Stage, picks: Picks, soft: tuple[np.ndarray,
         else:
             heard = gathered(layout.material.plain.real, bank.real, picks)
             shown = Media(audio=AudioClips(values.astype(np.float32), heard), audio_slots=slots)
-    del media
     return Batch(tokens, targets, positions, real, weights, shown)
