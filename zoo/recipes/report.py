@@ -27,6 +27,8 @@ def opening(recipe: Recipe, mesh: Mesh, corpus: Corpus, tokenizer: Tokenizer, fi
         amount = f"{data.batch_size * data.media.patches_per_row // model.codes_per_image:,} images"
         reads = f"images     {model.image_size} x {model.image_size} pixels, {model.codes_per_image} codes"
         reads += f" of {model.num_codes:,} each; texts and recordings are not read"
+    if recipe.samples_answers:
+        amount = f"{data.batch_size * recipe.policy.samples_per_prompt:,} sampled answers"
     kind = mesh.devices.flat[0].device_kind
     axes = ", ".join(f"{name}={size}" for name, size in mesh.shape.items() if size > 1)
     begin = f"resuming after step {first_step}" if first_step else "beginning"
