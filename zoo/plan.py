@@ -55,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{chosen.name} trains a model that guesses masked tokens; plans are made of decoders")
     if chosen.data.format in ("preference", "prompts"):
         raise UserError(f"{chosen.name} learns from pairs of answers or from rewards; plans are made of text alone")
+    if chosen.distillation.teacher_cache is not None:
+        raise UserError(
+            f"--teacher-cache {chosen.distillation.teacher_cache}: plans are made without one; leave it out"
+        )
     if chosen.teacher is not None:
         raise UserError(f"--teacher {chosen.teacher}: plans are made without a teacher; leave it out")
     if program not in PROGRAMS:

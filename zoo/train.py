@@ -1,5 +1,5 @@
 """Trains a model: `python -m zoo.train [RECIPE] [--data PATH ...] [--steps N] [--run-dir DIR] [--init-from CKPT]
-[--teacher CKPT] ...`
+[--teacher CKPT | --teacher-cache DIR] ...`
 
 Without arguments: a small Gemma 2 on the source text of Python's standard library, in about three minutes on two CPU
 cores. Every field of a recipe is an option (`--help`). A run directory that exists is resumed, bit for bit; Ctrl-C,
@@ -29,12 +29,14 @@ from zoo.recipes.adapters import (
     whole_model,
 )
 from zoo.recipes.answer_report import answer_report, step_and_evaluation, write_before
+from zoo.recipes.cached_batches import cached_batches, open_cache
 from zoo.recipes.checks import check_recipe
 from zoo.recipes.command_line import parse_recipe, take_flag
 from zoo.recipes.console import replay_mismatch_in_one_line, say, show_logs
 from zoo.recipes.image_report import image_report
 from zoo.recipes.image_tokens import image_encoder
 from zoo.recipes.masked_tokens import masked_report
+from zoo.recipes.on_policy import OnPolicyDistillation
 from zoo.recipes.post_training import (
     check_post_training_data,
     check_same_frozen,
@@ -114,6 +116,7 @@ def train(recipe: Recipe, began: float) -> None:
     rows = rows_by_process(sharding, recipe.data.batch_size, recipe.data.sequence_length)
     encode_image = image_encoder(recipe)
     batches = train_batches(corpus, tokenizer, recipe.data, rows, jax.process_index(), encode_image=encode_image)
+    cache = open_cache(recipe, batches)
     held_out = validation_dataset(corpus, tokenizer, recipe.data, encode_image=encode_image)
 
     # ---- step: shapes and shardings only, nothing is allocated yet
@@ -125,7 +128,7 @@ def train(recipe: Recipe, began: float) -> None:
         teacher, frozen = load_teacher(recipe, mesh), load_frozen(recipe, mesh)
         fixed = load_fixed(recipe, mesh, program.adapter, teacher)
         begin_run(info, tokenizer, new=saved is None)
-        check_same_teacher(recipe, teacher, new=saved is None)
+        check_same_teacher(recipe, teacher, new=saved is None, cached=cache and cache.layout.teacher)
         check_same_frozen(recipe, frozen, new=saved is None)
         check_same_base(recipe, program.adapter, fixed, new=saved is None)
         state, data_position = restore_or_begin(
@@ -152,6 +155,8 @@ def train(recipe: Recipe, began: float) -> None:
         token_bytes = None if recipe.trains_images or recipe.trains_masked else tokenizer.token_bytes()
         evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, token_bytes)
         evaluate = evaluation_of(program.adapter, evaluate, fixed)
+        if recipe.distillation.on_policy:
+            step = OnPolicyDistillation(recipe, mesh, program, tokenizer, step).step
         if recipe.post_trains:
             step, evaluate = step_and_evaluation(recipe, mesh, program, corpus, tokenizer, held_out, frozen)
         goodput = Goodput(run, first_step=first_step, began=began, last_written=last_step(run / "metrics.jsonl"))
@@ -172,7 +177,7 @@ def train(recipe: Recipe, began: float) -> None:
             outcome = run_loop(
                 state,
                 step,
-                batches,
+                cached_batches(batches, cache, first_step),
                 config=recipe.loop,
                 run=run,
                 sharding=sharding,

@@ -25,7 +25,8 @@ from zoo.training.teacher import DistillationConfig, fixed_teacher_loss, weights
 B, T, V = 2, 6, 24
 
 CAPPED = {"student_soft_cap": 4.0, "teacher_soft_cap": 6.0, "temperature": 2.0}
-KINDS = pytest.mark.parametrize("kind", ["forward", "reverse"])
+KINDS = pytest.mark.parametrize("kind", ["forward", "reverse", "jensen_shannon"])
+BETA = 0.3
 
 
 def problem(seed=0, batch_size=B, length=T, vocab_size=V):
@@ -46,6 +47,9 @@ def naive(student, teacher, weights, *, kind, student_soft_cap=None, teacher_sof
 
     log_s, log_t = log_probabilities(student, student_soft_cap), log_probabilities(teacher, teacher_soft_cap)
     terms = -jnp.exp(log_t) * log_s if kind == "forward" else jnp.exp(log_s) * (log_s - log_t)
+    if kind == "jensen_shannon":
+        mixture = jnp.log(BETA * jnp.exp(log_t) + (1 - BETA) * jnp.exp(log_s))
+        terms = BETA * jnp.exp(log_t) * (log_t - mixture) + (1 - BETA) * jnp.exp(log_s) * (log_s - mixture)
     return temperature**2 * jnp.sum(weights * jnp.sum(terms, -1))
 
 
@@ -61,6 +65,9 @@ def closed_form(student, teacher, weights, *, kind, student_soft_cap=None, teach
     if kind == "reverse":
         kl = (np.exp(log_s) * (log_s - log_t)).sum(-1, keepdims=True)
         gradient = np.exp(log_s) * (log_s - log_t - kl)
+    if kind == "jensen_shannon":
+        ratio = log_s - np.log(BETA * np.exp(log_t) + (1 - BETA) * np.exp(log_s))
+        gradient = (1 - BETA) * np.exp(log_s) * (ratio - (np.exp(log_s) * ratio).sum(-1, keepdims=True))
     if student_soft_cap is not None:
         gradient = gradient * (1 - np.tanh(student / student_soft_cap) ** 2)
     return temperature * weights[..., None] * gradient
@@ -71,7 +78,7 @@ def of_logits(student, teacher, targets, weights, **options):
     head = jnp.eye(student.shape[-1])
 
     def objective(logits):
-        return chunked_distillation(logits, head, teacher, head, targets, weights, **options).minimised
+        return chunked_distillation(logits, head, teacher, head, targets, weights, beta=BETA, **options).minimised
 
     return jax.jit(jax.value_and_grad(objective))(student)
 
@@ -118,10 +125,12 @@ def test_devices_that_share_the_vocabulary_give_the_same_reverse_divergence():
 
 
 def test_an_unknown_kind_and_senseless_options_are_refused():
-    with pytest.raises(ValueError, match="kind must be one of forward, reverse, not 'backward'"):
+    with pytest.raises(ValueError, match="kind must be one of forward, reverse, jensen_shannon, not 'backward'"):
         of_logits(*problem(), kind="backward")
     with pytest.raises(UserError, match=r"distillation.temperature must lie above 0"):
         DistillationConfig(temperature=0.0)
+    with pytest.raises(UserError, match=r"distillation.beta must lie between 0 and 1, got 1"):
+        DistillationConfig(beta=1.0)
     with pytest.raises(UserError, match=r"distillation.hard_label_weight must lie in 0 .. 1, got 2"):
         DistillationConfig(hard_label_weight=2)
 

@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from zoo.parallel import MeshConfig, ShardingRules, activation_sharding, make_mesh
 from zoo.training.distillation import chunked_distillation
 from zoo.training.losses import chunked_cross_entropy
-from zoo.training.top_k_distillation import TopK, chunked_top_k_distillation, top_k_of
+from zoo.training.top_k_distillation import TopK, chunked_top_k_distillation, fewer, top_k_of
 
 B, T, D, E, V, K = 2, 6, 8, 12, 48, 5
 MIXED = {"soft_cap": 5.0, "temperature": 1.7, "hard_label_weight": 0.3, "z_loss": 1e-2}
@@ -48,13 +48,16 @@ def written_out(student, kept, targets, weights, *, soft_cap, kind, temperature,
     ours = jnp.concatenate([chosen, 1 - chosen.sum(-1, keepdims=True)], axis=-1)
     theirs = jnp.concatenate([jnp.exp(kept.log_probabilities), jnp.exp(kept.log_tail)[..., None]], axis=-1)
     each = -theirs * jnp.log(ours) if kind == "forward" else ours * jnp.log(ours / theirs)
+    if kind == "jensen_shannon":
+        mixture = 0.5 * (theirs + ours)
+        each = 0.5 * (theirs * jnp.log(theirs / mixture) + ours * jnp.log(ours / mixture))
     log_normalizer = jax.nn.logsumexp(logits, axis=-1)
     hard = log_normalizer - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
     soft = temperature**2 * each.sum(-1)
     return jnp.sum(weights * ((1 - hard_label_weight) * soft + hard_label_weight * hard + z_loss * log_normalizer**2))
 
 
-@pytest.mark.parametrize("kind", ["forward", "reverse"])
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jensen_shannon"])
 def test_sum_and_gradients_equal_the_formula_in_float64(kind):
     student, teacher, targets, weights = make()
     kept = top_k_of(*teacher, K, temperature=MIXED["temperature"])
@@ -71,7 +74,7 @@ def test_sum_and_gradients_equal_the_formula_in_float64(kind):
             np.testing.assert_allclose(found, exactly, atol=3e-5)
 
 
-@pytest.mark.parametrize("kind", ["forward", "reverse"])
+@pytest.mark.parametrize("kind", ["forward", "reverse", "jensen_shannon"])
 def test_with_the_whole_vocabulary_kept_it_is_the_loss_of_the_whole_vocabulary(kind):
     student, teacher, targets, weights = make(1)
     options = {name: value for name, value in MIXED.items() if name != "soft_cap"} | {"kind": kind}
@@ -175,3 +178,11 @@ def test_the_compiled_gradient_holds_one_chunk_of_logits_at_a_time():
         for found in re.findall(r"(?:f32|f16|bf16|pred|s32)\[([\d,]+)\]", compiled.as_text())
     ]
     assert max(sizes) == batch_size * chunk_length * words
+
+
+def test_fewer_words_of_what_was_kept_are_those_that_would_have_been_kept():
+    _, teacher, _, _ = make(4)
+    found, expected = fewer(top_k_of(*teacher, 9), 4), top_k_of(*teacher, 4)
+    np.testing.assert_array_equal(found.ids, expected.ids)
+    np.testing.assert_allclose(found.log_tail, expected.log_tail, rtol=1e-5)
+    np.testing.assert_array_equal(fewer(expected, 4).log_tail, expected.log_tail)

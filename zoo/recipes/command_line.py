@@ -20,6 +20,7 @@ SHORT_NAMES = {
     "--data": "--data.paths",
     "--profile": "--profile-steps",
     "--teacher": "--distillation.teacher",
+    "--teacher-cache": "--distillation.teacher-cache",
 }
 """Options that may be written shorter than their field's full name."""
 

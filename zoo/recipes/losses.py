@@ -7,6 +7,7 @@ from flax import nnx
 
 from zoo.models import CoDistilledConfig
 from zoo.recipes.recipe import Recipe
+from zoo.training.cached_teacher import cached_teacher_loss
 from zoo.training.image_loss import image_reconstruction_loss
 from zoo.training.losses import next_token_loss
 from zoo.training.masked_loss import masked_token_loss
@@ -44,6 +45,16 @@ def loss_with_teacher(recipe: Recipe, teacher: nnx.GraphDef) -> LossFunction:
     return functools.partial(
         fixed_teacher_loss,
         teacher_graphdef=teacher,
+        config=recipe.distillation,
+        z_loss=recipe.z_loss,
+        chunk_tokens=recipe.loss_chunk_tokens,
+    )
+
+
+def loss_with_cache(recipe: Recipe) -> LossFunction:
+    """`loss(model, batch) -> LossSums` of a recipe with a cache; the batches are `ScoredBatch`."""
+    return functools.partial(
+        cached_teacher_loss,
         config=recipe.distillation,
         z_loss=recipe.z_loss,
         chunk_tokens=recipe.loss_chunk_tokens,

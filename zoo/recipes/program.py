@@ -13,7 +13,14 @@ from zoo.data import Batch, media_shapes
 from zoo.parallel import batch_sharding, rows_only
 from zoo.parallel.compiler_options import compiler_options
 from zoo.recipes.adapters import AdapterProgram, adapter_loss, adapter_program, validation_loss
-from zoo.recipes.losses import balancing_bias_rate, is_stochastic, loss_function, loss_with_teacher
+from zoo.recipes.cached_batches import cached_shapes
+from zoo.recipes.losses import (
+    balancing_bias_rate,
+    is_stochastic,
+    loss_function,
+    loss_with_cache,
+    loss_with_teacher,
+)
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.weights import AbstractModel, abstract_checkpoint, abstract_model, abstract_teacher
 from zoo.training.optimizer import make_optimizer, make_schedule
@@ -59,6 +66,8 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     reference = abstract_checkpoint(recipe.reference, "the reference", recipe, mesh)
     loss = loss_function(recipe, None if reference is None else reference.graphdef)
     trained = loss if teacher is None else loss_with_teacher(recipe, teacher.graphdef)
+    if recipe.distillation.teacher_cache is not None:
+        trained = loss_with_cache(recipe)
     if adapter is not None:
         stochastic, has_teacher = is_stochastic(recipe), teacher is not None
         trained = adapter_loss(adapter, trained, stochastic=stochastic, has_teacher=has_teacher)
@@ -92,4 +101,5 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     media = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole_rows), media_shapes(recipe.data)
     )
-    return Batch(tokens=ids, targets=ids, positions=ids, segment_ids=ids, loss_weights=weights, media=media)
+    batch = Batch(tokens=ids, targets=ids, positions=ids, segment_ids=ids, loss_weights=weights, media=media)
+    return cached_shapes(recipe, batch)

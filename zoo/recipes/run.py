@@ -90,6 +90,9 @@ def saved_run(recipe: Recipe) -> RunInfo | None:
         )
     if recipe.teacher is not None and "distillation" not in saved.config:  # it is older than that field
         raise UserError(f"{run} holds a run without a teacher: leave out --teacher, or choose another --run-dir")
+    cache = recipe.distillation.teacher_cache
+    if cache is not None and "teacher_cache" not in saved.config.get("distillation", {}):
+        raise UserError(f"{run} holds a run without a cache: leave out --teacher-cache, or choose another --run-dir")
     if recipe.peft.trains_adapter and "peft" not in saved.config:  # as well
         raise UserError(f"{run} holds a run of a whole model: leave out --peft.method, or choose another --run-dir")
     before = saved.config.get("loop", {}).get("steps", recipe.loop.steps)

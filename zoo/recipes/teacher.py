@@ -35,21 +35,20 @@ def teacher_config(recipe: Recipe) -> Any:
 def check_teacher(recipe: Recipe) -> None:
     """Raises `UserError` if a teacher is given to a run that can have none, if it is none for this run (no decoder, of
     another vocabulary, of a shorter context, with other encoders), or if there is none and options are given to it."""
-    path = recipe.teacher
+    path, how = recipe.teacher, recipe.distillation
+    if how.teacher_cache is not None:
+        check_cached(recipe)
+        return
+    if how.top_k is not None:
+        raise UserError(f"distillation.top_k={how.top_k} needs a cache: say --teacher-cache DIR")
     if path is None:
         for field in dataclasses.fields(DistillationConfig):
             value = getattr(recipe.distillation, field.name)
             if value != field.default:
                 raise UserError(f"distillation.{field.name}={value} needs a teacher: say --teacher CKPT")
         return
-    kinds = {
-        "trains a pair, which has a teacher of its own": isinstance(recipe.model, CoDistilledConfig),
-        "trains a tokenizer of images": recipe.trains_images,
-        "trains a model that guesses masked tokens": recipe.trains_masked,
-    }
-    for kind, applies in kinds.items():
-        if applies:
-            raise UserError(f"--teacher {path}: {recipe.name} {kind}; a teacher is for decoders, leave it out")
+    _check_student(recipe, f"--teacher {path}")
+    check_on_policy(recipe)
     teacher = teacher_config(recipe)
     if source_of(path) == "quantised":
         raise UserError(f"--teacher {path} has packed weights, which are for inference: give the model they come from")
@@ -65,6 +64,59 @@ def check_teacher(recipe: Recipe) -> None:
         raise UserError(
             f"--teacher {path} reads at most {teacher.max_position_embeddings} tokens, data.sequence_length="
             f"{recipe.data.sequence_length} is longer: shorten it, or choose another teacher"
+        )
+
+
+def _check_student(recipe: Recipe, option: str) -> None:
+    kinds = {
+        "trains a pair, which has a teacher of its own": isinstance(recipe.model, CoDistilledConfig),
+        "trains a tokenizer of images": recipe.trains_images,
+        "trains a model that guesses masked tokens": recipe.trains_masked,
+    }
+    for kind, applies in kinds.items():
+        if applies:
+            raise UserError(f"{option}: {recipe.name} {kind}; a teacher is for decoders, leave it out")
+
+
+def check_cached(recipe: Recipe) -> None:
+    """Raises `UserError` if a run can have no cache of a teacher, or has a teacher besides. Whether the cache is one of
+    this run's data, `zoo.recipes.cached_batches.open_cache` finds out."""
+    how, option = recipe.distillation, f"--teacher-cache {recipe.distillation.teacher_cache}"
+    if how.teacher is not None:
+        raise UserError(f"{option} takes the place of --teacher {how.teacher}: leave out one of them")
+    if how.on_policy:
+        raise UserError(
+            f"{option} says nothing of the model's own samples: distillation.on_policy needs --teacher CKPT"
+        )
+    _check_student(recipe, option)
+    if recipe.data.format in ("preference", "prompts"):
+        raise UserError(f"{option}: learning from {recipe.data.format} has no teacher; leave it out")
+
+
+def check_on_policy(recipe: Recipe) -> None:
+    """Raises `UserError` if a run with a teacher asks for samples of its own and cannot have them."""
+    how, length = recipe.distillation, recipe.data.sequence_length
+    for name in ("prompt_tokens", "max_new_tokens"):
+        default = getattr(DistillationConfig, name)
+        if not how.on_policy and getattr(how, name) != default:
+            raise UserError(f"distillation.{name}={getattr(how, name)} needs distillation.on_policy above 0")
+    if not how.on_policy:
+        return
+    if recipe.data.format not in ("text", "chat"):
+        raise UserError(f"distillation.on_policy={how.on_policy}: data.format={recipe.data.format} is not sampled")
+    if how.hard_label_weight:
+        raise UserError(
+            f"distillation.hard_label_weight={how.hard_label_weight}: samples of the model have no real labels; leave "
+            f"it out, or distillation.on_policy={how.on_policy}"
+        )
+    if recipe.peft.trains_adapter:
+        raise UserError(f"distillation.on_policy={how.on_policy} trains whole models: leave out peft.method")
+    if jax.process_count() > 1:
+        raise UserError("distillation.on_policy: samples are drawn by one process; several hosts are not supported")
+    if how.prompt_tokens + how.max_new_tokens > length:
+        raise UserError(
+            f"distillation.prompt_tokens={how.prompt_tokens} and max_new_tokens={how.max_new_tokens} do not fit in a "
+            f"row of data.sequence_length={length}: shorten them, or raise it"
         )
 
 
@@ -88,12 +140,16 @@ def load_teacher(recipe: Recipe, mesh: Mesh) -> Any:
         raise UserError(f"--teacher {error}") from None
 
 
-def check_same_teacher(recipe: Recipe, params: Any, *, new: bool) -> None:
+def check_same_teacher(recipe: Recipe, params: Any, *, new: bool, cached: str | None = None) -> None:
     """Writes down which weights the teacher of a new run has; of one that is resumed, raises `UserError`, on all
-    processes alike, if it began with others. `params` is what `load_teacher` gave."""
-    if params is None:
+    processes alike, if it began with others. `params` is what `load_teacher` gave; `cached` is the fingerprint of the
+    weights that a cache was written with."""
+    if params is None and cached is None:
         return
-    path, found = Path(recipe.run_dir) / WEIGHTS, weights_fingerprint(params)
+    option, source = "--teacher", recipe.teacher
+    if cached is not None:
+        option, source = "--teacher-cache", recipe.distillation.teacher_cache
+    path, found = Path(recipe.run_dir) / WEIGHTS, cached or weights_fingerprint(params)
     if not new and path.is_file():
         try:
             saved = json.loads(path.read_text(encoding="utf-8"))["sha256"]
@@ -101,11 +157,11 @@ def check_same_teacher(recipe: Recipe, params: Any, *, new: bool) -> None:
             raise UserError(f"{path} cannot be read ({error}): it says which weights the run's teacher has") from None
         if saved != found:
             raise UserError(
-                f"--teacher {recipe.teacher} has other weights (sha256 {found[:12]}...) than when {recipe.run_dir} "
+                f"{option} {source} has other weights (sha256 {found[:12]}...) than when {recipe.run_dir} "
                 f"began (sha256 {saved[:12]}...): put those back, or choose another --run-dir"
             )
     elif jax.process_index() == 0:
-        write_json_atomically(path, {"path": recipe.teacher, "sha256": found})
+        write_json_atomically(path, {"path": source, "sha256": found})
 
 
 def flops_per_token(recipe: Recipe) -> float:
@@ -121,8 +177,11 @@ def flops_per_token(recipe: Recipe) -> float:
 def describe_teacher(recipe: Recipe) -> str:
     """A line for the beginning of a run, with a line break before it; empty without a teacher."""
     teacher, how = teacher_config(recipe), recipe.distillation
-    if teacher is None:
+    if not how.learns:
         return ""
-    text = f"\nteacher    {recipe.teacher}: {teacher.num_parameters():,} parameters, {how.kind} KL"
+    what = f"cached in {how.teacher_cache}" if teacher is None else f"{recipe.teacher}: {teacher.num_parameters():,}"
+    text = f"\nteacher    {what}" + ("" if teacher is None else " parameters")
+    text += f", Jensen-Shannon, beta {how.beta:g}" if how.kind == "jensen_shannon" else f", {how.kind} KL"
+    text += f", {how.on_policy:.0%} of the steps on samples of the model" if how.on_policy else ""
     text += f", temperature {how.temperature:g}" if how.temperature != 1 else ""
     return text + (f", {how.hard_label_weight:.0%} real labels" if how.hard_label_weight else "")

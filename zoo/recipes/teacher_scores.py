@@ -28,6 +28,8 @@ def cached_recipe(recipe: Recipe, teacher: Path) -> Recipe:
     """The recipe with this teacher, in one process."""
     if recipe.teacher is not None:
         raise UserError("leave out --teacher: --checkpoint is the teacher")
+    if recipe.distillation.teacher_cache is not None or recipe.distillation.on_policy:
+        raise UserError("leave out --teacher-cache and distillation.on_policy: --checkpoint is the teacher")
     how = dataclasses.replace(recipe.distillation, teacher=str(teacher))
     data = dataclasses.replace(recipe.data, streams=recipe.data.streams or 1)
     return dataclasses.replace(recipe, distillation=how, data=data, mesh=MeshConfig())

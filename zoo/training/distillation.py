@@ -3,6 +3,7 @@
     minimised = (1 - h) * D + h * L_S + z_S [+ L_T + z_T]
     D   = t**2 * sum w * sum_v -P_T(v) log P_S(v),    P = softmax(logits / t)    (with t = 1: Gemma 2, arXiv 2408.00118)
     or    t**2 * sum w * sum_v P_S(v) (log P_S(v) - log P_T(v)), the reverse KL    (MiniLLM, arXiv 2306.08543)
+    or    t**2 * sum w * (b KL(P_T || M) + (1 - b) KL(P_S || M)),  M = b P_T + (1 - b) P_S    (GKD, arXiv 2306.13649)
     L   = sum w * -log P(target) at t = 1, on real labels;    z = sum w * coefficient * logsumexp(logits)**2
 
 Nothing of D reaches the teacher. The part in brackets trains it in the same pass: then the student follows a teacher
@@ -34,9 +35,9 @@ from zoo.training.output_head import (
     through_cap,
 )
 
-Kind = Literal["forward", "reverse"]
-"""Which D is minimised: cross-entropy with the teacher's distribution, whose gradient is that of KL(P_T || P_S), or
-KL(P_S || P_T)."""
+Kind = Literal["forward", "reverse", "jensen_shannon"]
+"""Which D is minimised: cross-entropy with the teacher's distribution, whose gradient is that of KL(P_T || P_S);
+KL(P_S || P_T); or the generalised Jensen-Shannon divergence."""
 
 
 class DistillationSums(NamedTuple):
@@ -68,6 +69,7 @@ def chunked_distillation(
     teacher_soft_cap: float | None = None,
     kind: Kind = "forward",
     temperature: float = 1.0,
+    beta: float = 0.5,
     hard_label_weight: float = 0.0,
     z_loss: float = 0.0,
     train_teacher: bool = False,
@@ -84,9 +86,11 @@ def chunked_distillation(
         weights: of the tokens.
         student_soft_cap: c of the student, None for none.
         teacher_soft_cap: c of the teacher, None for none.
-        kind: "forward" or "reverse", which D. By the student's logits under the soft-cap their gradients are
-            t * w * (P_S - P_T) and t * w * P_S * (log P_S - log P_T - KL(P_S || P_T)).
+        kind: which D. By the student's logits under the soft-cap the gradients of "forward" and "reverse" are
+            t * w * (P_S - P_T) and t * w * P_S * (log P_S - log P_T - KL(P_S || P_T)); of "jensen_shannon"
+            t * w * (1 - b) * P_S * (log P_S - log M - KL(P_S || M)).
         temperature: t; with its square gradients have the size that they have at 1 (Hinton et al., arXiv 1503.02531).
+        beta: b of the Jensen-Shannon divergence, the teacher's part of M, between 0 and 1.
         hard_label_weight: h, in 0 .. 1.
         z_loss: coefficient of both z.
         train_teacher: whether L_T + z_T is minimised as well; otherwise the teacher's arrays get no gradient.
@@ -104,7 +108,7 @@ def chunked_distillation(
     for name, soft_cap in (("student_soft_cap", student_soft_cap), ("teacher_soft_cap", teacher_soft_cap)):
         if soft_cap is not None and not soft_cap > 0:
             raise ValueError(f"{name} must be positive or None, not {soft_cap}")
-    check_options(kind, temperature, hard_label_weight)
+    check_options(kind, temperature, hard_label_weight, beta)
     if not train_teacher:
         teacher_hidden, teacher_embedding = jax.lax.stop_gradient((teacher_hidden, teacher_embedding))
     weights = jax.lax.stop_gradient(weights.astype(jnp.float32))
@@ -119,7 +123,8 @@ def chunked_distillation(
         settings = _Distillation(
             HeadSettings(student_soft_cap, z_loss, *axes),
             HeadSettings(teacher_soft_cap, z_loss, *axes),
-            kind == "reverse",
+            kind,
+            beta,
             temperature,
             hard_label_weight,
             train_teacher,
@@ -139,20 +144,24 @@ def chunked_distillation(
     )
 
 
-def check_options(kind: Kind, temperature: float, hard_label_weight: float) -> None:
-    """Raises ValueError for an unknown kind, a temperature that is not above 0, or a weight outside of 0 .. 1."""
+def check_options(kind: Kind, temperature: float, hard_label_weight: float, beta: float = 0.5) -> None:
+    """Raises ValueError for an unknown kind, a temperature that is not above 0, a weight outside of 0 .. 1, or a beta
+    that is not between 0 and 1."""
     if kind not in get_args(Kind):
         raise ValueError(f"kind must be one of {', '.join(get_args(Kind))}, not {kind!r}")
     if not temperature > 0:
         raise ValueError(f"temperature must be positive, not {temperature}")
     if not 0 <= hard_label_weight <= 1:
         raise ValueError(f"hard_label_weight must lie in 0 .. 1, not {hard_label_weight}")
+    if not 0 < beta < 1:
+        raise ValueError(f"beta must lie between 0 and 1, not {beta}")
 
 
 class _Distillation(NamedTuple):
     student: HeadSettings
     teacher: HeadSettings
-    reverse: bool
+    kind: Kind
+    beta: float
     temperature: float
     hard_label_weight: float
     train_teacher: bool
@@ -174,10 +183,22 @@ def tempered(settings: HeadSettings, logits: Array, log_normalizer: Array, tempe
     return logits - largest - jnp.log(total)
 
 
+def log_mixed(log_student: Array, log_teacher: Array, beta: float) -> Array:
+    """log M, M = beta * P_T + (1 - beta) * P_S."""
+    return jnp.logaddexp(math.log(beta) + log_teacher, math.log1p(-beta) + log_student)
+
+
 def _divergence(settings: _Distillation, log_student: Array, log_teacher: Array) -> tuple[Array, Callable[[], Array]]:
     """D [N] of distributions [N, V], without weights and t**2; and what gives its gradient [N, V] by the logits / t."""
     words = settings.student.words
-    if settings.reverse:
+    if settings.kind == "jensen_shannon":
+        beta, log_mixture = settings.beta, log_mixed(log_student, log_teacher, settings.beta)
+        ratio = log_student - log_mixture
+        of_student = sum_over(jnp.sum(jnp.exp(log_student) * ratio, axis=-1), words)
+        of_teacher = sum_over(jnp.sum(jnp.exp(log_teacher) * (log_teacher - log_mixture), axis=-1), words)
+        each = beta * of_teacher + (1 - beta) * of_student
+        return each, lambda: (1 - beta) * jnp.exp(log_student) * (ratio - of_student[:, None])
+    if settings.kind == "reverse":
         ratio = log_student - log_teacher
         kl = sum_over(jnp.sum(jnp.exp(log_student) * ratio, axis=-1), words)
         return kl, lambda: jnp.exp(log_student) * (ratio - kl[:, None])

@@ -30,19 +30,46 @@ class DistillationConfig:
 
     teacher: str | None = None
     """Model to learn from: a run directory, one of its checkpoints, or a Hugging Face folder; `--teacher` is short for
-    it. None: real labels only."""
+    it. None: real labels only, or a cache."""
+    teacher_cache: str | None = None
+    """What a teacher says of this run's batches, written by `zoo.score --top-k-logits`; `--teacher-cache` is short for
+    it. Takes the place of `teacher`."""
+    top_k: int | None = None
+    """Words of a cache's distributions that are used, the most likely ones; None: all that it holds."""
     kind: Kind = "forward"
-    """"forward", cross-entropy with the teacher's distribution, or "reverse", KL(student || teacher)."""
+    """"forward", cross-entropy with the teacher's distribution, "reverse", KL(student || teacher), or
+    "jensen_shannon"."""
+    beta: float = 0.5
+    """Of "jensen_shannon": the teacher's part of the mixture, between 0 and 1."""
     temperature: float = 1.0
     """Both distributions are softmax(logits / temperature)."""
     hard_label_weight: float = 0.0
     """Part of the loss that is cross-entropy with real labels."""
+    on_policy: float = 0.0
+    """Part of the steps that learn from continuations which the model samples itself (GKD's lambda, 0 .. 1)."""
+    prompt_tokens: int = 16
+    """Most tokens of a batch's row that the model continues in such a step."""
+    max_new_tokens: int = 48
+    """Most tokens that it samples after them."""
+
+    @property
+    def learns(self) -> bool:
+        """Whether there is a teacher, or a cache of one."""
+        return self.teacher is not None or self.teacher_cache is not None
 
     def __post_init__(self):
         if not 0 < self.temperature <= 100:
             raise UserError(f"distillation.temperature must lie above 0 and be at most 100, got {self.temperature}")
         if not 0 <= self.hard_label_weight <= 1:
             raise UserError(f"distillation.hard_label_weight must lie in 0 .. 1, got {self.hard_label_weight}")
+        if not 0 < self.beta < 1:
+            raise UserError(f"distillation.beta must lie between 0 and 1, got {self.beta}")
+        if not 0 <= self.on_policy <= 1:
+            raise UserError(f"distillation.on_policy must lie in 0 .. 1, got {self.on_policy}")
+        for name in ("top_k", "prompt_tokens", "max_new_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"distillation.{name} must be at least 1, got {value}")
 
 
 def fixed_teacher_loss(
@@ -88,6 +115,7 @@ def fixed_teacher_loss(
         teacher_hidden,
         batch,
         kind=config.kind,
+        beta=config.beta,
         temperature=config.temperature,
         hard_label_weight=config.hard_label_weight,
         z_loss=z_loss,

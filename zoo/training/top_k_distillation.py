@@ -6,11 +6,13 @@ The outcomes are the K words that were kept, and "any other word", the tail:
 
     forward   d = -sum_k P_T(k) log P_S(k) - P_T(tail) log P_S(tail)
     reverse   d =  sum_k P_S(k) log (P_S(k) / P_T(k)) + P_S(tail) log (P_S(tail) / P_T(tail))
+    jensen_shannon   d = b KL(P_T || M) + (1 - b) KL(P_S || M),   M = b P_T + (1 - b) P_S, of the K + 1 outcomes
 
 Their gradients by logits / t are those of `zoo.training.distillation` for a teacher that divides its tail as the
-student does, Q(v) = P_T(v) for the K words and P_S(v) * P_T(tail) / P_S(tail) for others: P_S - Q, and
-P_S(v) * (log P_S(v) - log Q(v) - d). Nothing is said about how the tail is divided, and with K = V nothing is left out.
-A tail that was dropped, with the K words scaled up to 1, would teach the student to give other words no probability.
+student does, Q(v) = P_T(v) for the K words and P_S(v) * P_T(tail) / P_S(tail) for others: P_S - Q,
+P_S(v) * (log P_S(v) - log Q(v) - d), and of Jensen-Shannon the same as there. Nothing is said about how the tail is
+divided, and with K = V nothing is left out. A tail that was dropped, with the K words scaled up to 1, would teach the
+student to give other words no probability.
 """
 
 import math
@@ -22,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int
 
 from zoo.parallel import divided, enter_sublayer, gather, spmd, sum_over, sum_scatter
-from zoo.training.distillation import Kind, check_options, tempered
+from zoo.training.distillation import Kind, check_options, log_mixed, tempered
 from zoo.training.losses import default_chunk_length
 from zoo.training.output_head import (
     HeadSettings,
@@ -100,6 +102,13 @@ def top_k_of(
     return TopK(*(join_sequence(part, batch_size, length) for part in found))
 
 
+def fewer(kept: TopK, k: int) -> TopK:
+    """The same distribution with its `k` largest probabilities only; the others go to the tail."""
+    rest = jax.nn.logsumexp(kept.log_probabilities[..., k:].astype(jnp.float32), axis=-1)
+    log_tail = kept.log_tail if k == kept.ids.shape[-1] else jnp.logaddexp(kept.log_tail, rest)
+    return TopK(kept.log_probabilities[..., :k], kept.ids[..., :k], log_tail)
+
+
 def chunked_top_k_distillation(
     student_hidden: Float[Array, "B T D"],
     student_embedding: Float[Array, "V D"],
@@ -110,6 +119,7 @@ def chunked_top_k_distillation(
     soft_cap: float | None = None,
     kind: Kind = "forward",
     temperature: float = 1.0,
+    beta: float = 0.5,
     hard_label_weight: float = 0.0,
     z_loss: float = 0.0,
     chunk_length: int | None = None,
@@ -125,6 +135,7 @@ def chunked_top_k_distillation(
         soft_cap: c, None for none.
         kind: which D.
         temperature: t.
+        beta: b.
         hard_label_weight: h, in 0 .. 1.
         z_loss: coefficient of z_S.
         chunk_length: positions of a row that have logits at once; None: as for one model.
@@ -137,7 +148,7 @@ def chunked_top_k_distillation(
         raise ValueError(f"chunk_length must be at least 1, not {chunk_length}")
     if soft_cap is not None and not soft_cap > 0:
         raise ValueError(f"soft_cap must be positive or None, not {soft_cap}")
-    check_options(kind, temperature, hard_label_weight)
+    check_options(kind, temperature, hard_label_weight, beta)
     teacher, weights = jax.lax.stop_gradient((teacher, weights.astype(jnp.float32)))
 
     def sums(hidden, table, log_probabilities, ids, log_tail, targets, weights):
@@ -147,7 +158,7 @@ def chunked_top_k_distillation(
         if chunk_length is None:
             parts = math.ceil(positions / default_chunk_length(rows, positions, table.shape[0]))
         head = HeadSettings(soft_cap, z_loss, min(parts, positions), divided("vocab"), divided("embed"))
-        settings = _Settings(head, kind == "reverse", temperature, hard_label_weight)
+        settings = _Settings(head, kind, beta, temperature, hard_label_weight)
         found = _sums(settings, hidden, table, TopK(log_probabilities, ids, log_tail), targets, weights)
         return tuple(sum_over(value, divided("batch") + divided("length")) for value in found)
 
@@ -163,7 +174,8 @@ def chunked_top_k_distillation(
 
 class _Settings(NamedTuple):
     head: HeadSettings
-    reverse: bool
+    kind: Kind
+    beta: float
     temperature: float
     hard_label_weight: float
 
@@ -189,7 +201,21 @@ def _outcomes(settings: _Settings, log_student: Array, teacher: TopK) -> tuple[A
     tail_ratio = jnp.where(has_rest, student_tail - log_tail, 0.0)
 
     student, tail = jnp.exp(log_student), jnp.exp(log_tail)
-    if settings.reverse:
+    if settings.kind == "jensen_shannon":
+        beta = settings.beta
+        mixture = log_mixed(log_student, jnp.where(is_kept, log_teacher, -jnp.inf), beta)
+        mixed_tail = log_mixed(student_tail, log_tail, beta)
+        ratio = jnp.where(is_kept, log_student - mixture, jnp.where(has_rest, student_tail - mixed_tail, 0.0)[:, None])
+        of_student = sum_over(jnp.sum(student * ratio, axis=-1), words)
+        terms = jnp.exp(log_teacher) * (log_teacher - mixture)
+        of_teacher = sum_over(jnp.sum(terms, axis=-1, where=is_kept), words)
+        of_teacher += jnp.where(has_rest & (tail > 0), tail * (log_tail - mixed_tail), 0.0)
+        return (
+            beta * of_teacher + (1 - beta) * of_student,
+            (1 - beta) * student * (ratio - of_student[:, None]),
+            tail,
+        )
+    if settings.kind == "reverse":
         ratio = jnp.where(is_kept, log_student - log_teacher, tail_ratio[:, None])
         each = sum_over(jnp.sum(student * ratio, axis=-1), words)
         return each, student * (ratio - each[:, None]), tail
