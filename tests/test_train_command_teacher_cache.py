@@ -98,8 +98,8 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(folder, tmp_path):
     refused("takes the place of --teacher", teacher=folder / "teacher")
     refused("distillation.on_policy needs --teacher", distillation__on_policy=0.5)
     refused("top_k=3 needs a cache", teacher_cache=None, distillation__top_k=3)
-    other = train_tokenizer(["some other words " * 50, "of another text 123 " * 50], 290)
-    other.save(tmp_path / "other")
+    texts = [file.read_text() for file in sorted((folder / "corpus").glob("*.txt"))]
+    train_tokenizer(texts, 300).save(tmp_path / "other")
     refused("was written with tokenizer=", data__tokenizer=tmp_path / "other")
     assert not (tmp_path / "run").exists()
 

@@ -31,20 +31,20 @@ class DistillationConfig:
     teacher: str | None = None
     """Model to learn from: a run directory, one of its checkpoints, or a Hugging Face folder; `--teacher` is short for
     it. None: real labels only, or a cache."""
+    kind: Kind = "forward"
+    """"forward", cross-entropy with the teacher's distribution, "reverse", KL(student || teacher), or
+    "jensen_shannon"."""
+    temperature: float = 1.0
+    """Both distributions are softmax(logits / temperature)."""
+    hard_label_weight: float = 0.0
+    """Part of the loss that is cross-entropy with real labels."""
+    beta: float = 0.5
+    """Of "jensen_shannon": the teacher's part of the mixture, between 0 and 1."""
     teacher_cache: str | None = None
     """What a teacher says of this run's batches, written by `zoo.score --top-k-logits`; `--teacher-cache` is short for
     it. Takes the place of `teacher`."""
     top_k: int | None = None
     """Words of a cache's distributions that are used, the most likely ones; None: all that it holds."""
-    kind: Kind = "forward"
-    """"forward", cross-entropy with the teacher's distribution, "reverse", KL(student || teacher), or
-    "jensen_shannon"."""
-    beta: float = 0.5
-    """Of "jensen_shannon": the teacher's part of the mixture, between 0 and 1."""
-    temperature: float = 1.0
-    """Both distributions are softmax(logits / temperature)."""
-    hard_label_weight: float = 0.0
-    """Part of the loss that is cross-entropy with real labels."""
     on_policy: float = 0.0
     """Part of the steps that learn from continuations which the model samples itself (GKD's lambda, 0 .. 1)."""
     prompt_tokens: int = 16
@@ -64,6 +64,8 @@ class DistillationConfig:
             raise UserError(f"distillation.hard_label_weight must lie in 0 .. 1, got {self.hard_label_weight}")
         if not 0 < self.beta < 1:
             raise UserError(f"distillation.beta must lie between 0 and 1, got {self.beta}")
+        if self.beta != 0.5 and self.kind != "jensen_shannon":
+            raise UserError(f"distillation.beta={self.beta} needs distillation.kind=jensen_shannon, got {self.kind}")
         if not 0 <= self.on_policy <= 1:
             raise UserError(f"distillation.on_policy must lie in 0 .. 1, got {self.on_policy}")
         for name in ("top_k", "prompt_tokens", "max_new_tokens"):
