@@ -181,6 +181,7 @@ def _check_architecture(config: Any) -> None:
         conditions |= {
             "block = serial": config.block == "serial",
             "post_norms": config.post_norms,
+            "gated": config.gated,
             "global_rope": config.global_rope,
             "one rope_theta for all layers": config.global_rope_theta in (None, config.rope_theta),
             "no global_rope_scaling": config.global_rope_scaling is None,

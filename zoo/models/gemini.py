@@ -28,6 +28,7 @@ from zoo.nn import (
     ExpertsConfig,
     GatedFeedForward,
     LayerCache,
+    PlainFeedForward,
     RMSNorm,
     SoftTokenProjector,
     SparseFeedForward,
@@ -64,7 +65,8 @@ class GeminiLayer(nnx.Module):
             assert config.experts is not None
             self.mlp: nnx.Module = SparseFeedForward(config.embed_dim, config.experts, execution=execution, rngs=rngs)
         else:
-            self.mlp = GatedFeedForward(config.embed_dim, config.hidden_dim, execution=execution, rngs=rngs)
+            feed_forward = GatedFeedForward if config.gated else PlainFeedForward
+            self.mlp = feed_forward(config.embed_dim, config.hidden_dim, execution=execution, rngs=rngs)
         if not self.parallel:
             self.pre_ffw_norm = norm()
         if self.post_norms:

@@ -38,6 +38,9 @@ class GeminiConfig:
     block: Literal["serial", "parallel"] = "serial"
     """Sub-layers one after the other, or both on the same normed input (1.5 Flash; formula as in PaLM, arXiv
     2204.02311, section 2)."""
+    gated: bool = True
+    """Dense feed-forward layers: True = GeGLU, False = down(gelu(up(x))) without a gate, for comparisons with it. Not
+    published; True as in Gemma 2."""
     post_norms: bool = True
     """Norms on the way out of sub-layers, too. Not published; as in Gemma 2."""
     attn_logit_soft_cap: float | None = None
@@ -85,6 +88,8 @@ class GeminiConfig:
             raise UserError(f"model.block must be 'serial' or 'parallel', got {self.block!r}")
         if self.block == "parallel" and self.post_norms:
             raise UserError("model.post_norms must be false where model.block is 'parallel': it has one norm a layer")
+        if not self.gated and self.experts is not None:
+            raise UserError("model.gated must be true where model.experts is set: experts have gates")
         if not (self.global_rope and "global" in self.layer_types):
             for name in ("global_rope_theta", "global_rope_scaling"):
                 if getattr(self, name) is not None:
@@ -121,7 +126,9 @@ class GeminiConfig:
         attention = 2 * self.embed_dim * self.head_dim * (self.num_heads + self.num_kv_heads)
         norms = {"parallel": 1, "serial": 4 if self.post_norms else 2}[self.block] * self.embed_dim
         dense_layers = self.num_layers - self.num_sparse_layers
-        feed_forward = dense_layers * 3 * self.embed_dim * self.hidden_dim + self.num_sparse_layers * sparse
+        feed_forward = (
+            dense_layers * (3 if self.gated else 2) * self.embed_dim * self.hidden_dim + self.num_sparse_layers * sparse
+        )
         return self.num_layers * (attention + norms) + feed_forward + self.embed_dim * (1 + self.vocab_size)
 
     def _encoder_parameters(self) -> int:
@@ -132,6 +139,8 @@ class GeminiConfig:
         """Forward floating-point operations per token of text; a training step takes three times as many. Encoders are
         not counted."""
         flops = decoder_flops(self, sequence_length, hidden_dim=self.hidden_dim)
+        if not self.gated:
+            return flops - 2 * self.num_layers * self.embed_dim * self.hidden_dim
         if self.experts is None:
             return flops
         extra = self.experts.flops_per_token(self.embed_dim) - 6 * self.embed_dim * self.hidden_dim

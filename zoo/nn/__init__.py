@@ -8,6 +8,7 @@ from zoo.nn.execution import Execution as Execution
 from zoo.nn.experts import ExpertsConfig as ExpertsConfig
 from zoo.nn.experts import SparseFeedForward as SparseFeedForward
 from zoo.nn.feed_forward import GatedFeedForward as GatedFeedForward
+from zoo.nn.feed_forward import PlainFeedForward as PlainFeedForward
 from zoo.nn.norm import RMSNorm as RMSNorm
 from zoo.nn.rope import rope_angles as rope_angles
 from zoo.nn.router import RouterStatistics as RouterStatistics

@@ -1,4 +1,4 @@
-"""Gated feed-forward layer."""
+"""Feed-forward layers with and without a gate."""
 
 from functools import partial
 
@@ -40,6 +40,21 @@ class GatedFeedForward(nnx.Module):
         gate = checkpoint_name(project("btd,df->btf", x, self.gate[...]), "gate")
         up = checkpoint_name(project("btd,df->btf", x, self.up[...]), "up")
         y = leave_sublayer(_down(gate, up, self.down[...], self.activation), "mlp")
+        return through_bottlenecks(self, y)
+
+
+class PlainFeedForward(nnx.Module):
+    """down(gelu(up(x))) with the tanh approximation of gelu, without gate and biases: what GeGLU is compared with
+    (Shazeer 2020, arXiv 2002.05202, equation 2)."""
+
+    def __init__(self, embed_dim: int, hidden_dim: int, *, execution: Execution, rngs: nnx.Rngs):
+        dtype = execution.weight_dtype
+        self.up = parameter(rngs, (embed_dim, hidden_dim), ("embed", "mlp"), fan_in_normal(embed_dim), dtype)
+        self.down = parameter(rngs, (hidden_dim, embed_dim), ("mlp_in", None), fan_in_normal(hidden_dim), dtype)
+
+    def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
+        up = checkpoint_name(project("btd,df->btf", enter_sublayer(x), self.up[...]), "up")
+        y = leave_sublayer(project("btf,fd->btd", activated(up, "gelu_tanh"), self.down[...]), "mlp")
         return through_bottlenecks(self, y)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from flax import nnx
 
 from zoo.errors import UserError
-from zoo.nn import Attention, GatedFeedForward, SparseFeedForward
+from zoo.nn import Attention, GatedFeedForward, PlainFeedForward, SparseFeedForward
 from zoo.nn.encoder_block import EncoderAttention, FeedForward
 from zoo.nn.fast_conformer import RelativeAttention as ConformerAttention
 from zoo.nn.layer_names import layer_names, layer_units
@@ -23,6 +23,7 @@ MATRICES: dict[type[nnx.Module], Mapping[str, int]] = {
     ConformerAttention: _HEADS,
     GatedFeedForward: {"gate": 1, "up": 1, "down": 1},
     FeedForward: {"up": 1, "down": 1},
+    PlainFeedForward: {"up": 1, "down": 1},
     SparseFeedForward: {"gate": 1, "up": 1, "down": 1},
 }
 """Matrices of each kind of sub-layer, and how many of its axes a product contracts."""
