@@ -128,7 +128,7 @@ def train(recipe: Recipe, began: float) -> None:
         teacher, frozen = load_teacher(recipe, mesh), load_frozen(recipe, mesh)
         fixed = load_fixed(recipe, mesh, program.adapter, teacher)
         begin_run(info, tokenizer, new=saved is None)
-        check_same_teacher(recipe, teacher, new=saved is None, cached=cache and cache.layout.teacher)
+        check_same_teacher(recipe, teacher, new=saved is None, cached=None if cache is None else cache.layout.teacher)
         check_same_frozen(recipe, frozen, new=saved is None)
         check_same_base(recipe, program.adapter, fixed, new=saved is None)
         state, data_position = restore_or_begin(

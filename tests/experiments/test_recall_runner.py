@@ -89,7 +89,8 @@ def test_a_model_that_writes_the_answer_has_full_recall_and_its_prompt_is_read_o
     class Read:
         logits = np.zeros((1, 4))
 
-    def read(model, tokens, mask, *, chunk, room, cache_dtype, on_chunk):
+    def read(model, tokens, mask, *, chunk, room, cache_dtype, on_chunk, media):
+        assert media is None
         reads.append(tokens[0][mask[0] == 1])
         assert tokens.shape[1] % chunk == 0 and room >= right.max_new_tokens - 1
         return Read()
