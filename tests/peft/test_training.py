@@ -18,10 +18,12 @@ from zoo.peft.sparse import top_k_changed
 from zoo.training.optimizer import OptimizerConfig, is_decayed, make_optimizer
 
 BATCH = np.tile(TOKENS, (4, 1))
+WEIGHTS = np.random.default_rng(2).normal(size=16).astype(np.float32)
+"""Of the hidden states in the loss: the mean of their squares is fixed by the last norm."""
 
 
 def gradients(model, mesh=None):
-    """Of the mean squared logit by all parameters of adapters, on one device or on a mesh."""
+    """Of a weighted mean of hidden states by all parameters of adapters, on one device or on a mesh."""
     names = ("_lora_a", "_lora_b", "_down", "_down_bias", "_up", "prefix_key", "prefix_value")
 
     def is_adapter(path, value):
@@ -34,7 +36,7 @@ def gradients(model, mesh=None):
     @jax.jit
     def run(params, rest, tokens):
         def loss(params):
-            return jnp.mean(jnp.square(nnx.merge(graphdef, params, rest).hidden_states(tokens)))
+            return jnp.mean(WEIGHTS * nnx.merge(graphdef, params, rest).hidden_states(tokens))
 
         return jax.value_and_grad(loss)(params)
 
