@@ -134,10 +134,13 @@ def test_score_takes_an_adapter(whole, base, tmp_path):
 @pytest.mark.parametrize(
     "options",
     [
-        {"peft__method": "bottleneck", "peft__bottleneck_dim": 4, "execution__scan_layers": "True"},
-        {"peft__method": "prefix", "peft__prefix_length": 3},
+        pytest.param(
+            {"peft__method": "bottleneck", "peft__bottleneck_dim": 4, "execution__scan_layers": "True"},
+            id="bottleneck",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param({"peft__method": "prefix", "peft__prefix_length": 3}, id="prefix"),
     ],
-    ids=["bottleneck", "prefix"],
 )
 def test_other_adapters_are_trained_and_loaded(options, corpus, base, tmp_path):
     options = dict(options)
@@ -153,6 +156,7 @@ def test_other_adapters_are_trained_and_loaded(options, corpus, base, tmp_path):
         export([str(run), str(tmp_path / "merged"), "--format", "orbax"])
 
 
+@pytest.mark.slow
 def test_a_sparse_adapter_trains_what_another_run_changed_most(corpus, base, tmp_path):
     tuned, run = tmp_path / "tuned", tmp_path / "run"
     main(arguments(corpus, tuned, init_from=base, **TINY | {"steps": 2}))

@@ -99,7 +99,7 @@ def test_streams_are_what_the_pipeline_reads_from_the_task(layouts, tmp_path):
     assert set(material.plain.answers) == {-1} and set(material.hidden.answers) == set(range(5))
 
 
-@pytest.mark.parametrize("task", ["video", "audio-keyword"])
+@pytest.mark.parametrize("task", ["video", pytest.param("audio-keyword", marks=pytest.mark.slow)])
 def test_kept_soft_tokens_give_what_the_encoders_give(layouts, task):
     layout = layouts[task]
     model = worker.new_model(layout, 0)
@@ -131,6 +131,7 @@ def test_resting_encoders_do_not_change_and_the_decoder_does(layouts):
     assert same == {name for name in before if name.split("/")[0] in trainer.ENCODERS}
 
 
+@pytest.mark.slow  # --quick of the experiment has it, too
 def test_a_tiny_study_is_kept_and_reported(tmp_path, monkeypatch):
     monkeypatch.setattr(study, "run_in_process", _in_this_process)
     study.study("quick", tmp_path / "out", tmp_path / "results", (), (), tmp_path / "r.md", False)

@@ -150,21 +150,22 @@ def test_pcnn_begins_with_the_words_of_the_encoder() -> None:
     np.testing.assert_array_equal(pcnn_of(encoder, rngs=nnx.Rngs(1)).word[...], encoder.embedder.embedding[...])
 
 
-def test_training_learns_the_made_up_relations_and_keeps_the_best_epoch() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize(("arm", "least"), [("PARE", 0.6), ("average", 0.8)])
+def test_training_learns_the_made_up_relations_and_keeps_the_best_epoch(arm: str, least: float) -> None:
     # From 0.3; an encoder from scratch has little to learn from in 150 bags.
-    for arm, least in (("PARE", 0.6), ("average", 0.8)):
-        chosen = arm_named(arm)
-        network = network_of(chosen, bert(), RELATIONS, 2, 0)
-        before = np.asarray(network.encoder.head.kernel[...])
-        size = replace(SIZE, epochs=40, learning_rate=3e-3)
-        val = bags("val", size)
-        trained = train(network, layout_of(chosen), bags("train", size), val, RELATIONS, 0)
-        losses, areas = zip(*trained.epochs)
-        assert losses[-1] < 0.6 * losses[0]
-        assert trained.best == int(np.argmax(areas)) + 1 and areas[trained.best - 1] > least
-        assert area(curve_of(trained.scored(val))) == pytest.approx(areas[trained.best - 1])
-        kept = nnx.merge(nnx.split(network_of(chosen, bert(), RELATIONS, 2, 0), nnx.Param)[0], trained.params)
-        np.testing.assert_array_equal(kept.encoder.head.kernel[...], before)
+    chosen = arm_named(arm)
+    network = network_of(chosen, bert(), RELATIONS, 2, 0)
+    before = np.asarray(network.encoder.head.kernel[...])
+    size = replace(SIZE, epochs=40, learning_rate=3e-3)
+    val = bags("val", size)
+    trained = train(network, layout_of(chosen), bags("train", size), val, RELATIONS, 0)
+    losses, areas = zip(*trained.epochs)
+    assert losses[-1] < 0.6 * losses[0]
+    assert trained.best == int(np.argmax(areas)) + 1 and areas[trained.best - 1] > least
+    assert area(curve_of(trained.scored(val))) == pytest.approx(areas[trained.best - 1])
+    kept = nnx.merge(nnx.split(network_of(chosen, bert(), RELATIONS, 2, 0), nnx.Param)[0], trained.params)
+    np.testing.assert_array_equal(kept.encoder.head.kernel[...], before)
 
 
 def test_an_encoder_that_is_no_bert_or_lacks_markers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ PROMPTS = (
 )
 
 
-@pytest.mark.parametrize("chunk", [5, 16])
+@pytest.mark.parametrize("chunk", [5, pytest.param(16, marks=pytest.mark.slow)])
 def test_chunks_leave_what_one_piece_leaves(chunk):
     model = tiny_media.model()
     tokens, mask, media = stack_prompts(PROMPTS)

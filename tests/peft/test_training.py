@@ -46,7 +46,9 @@ def gradients(model, mesh=None):
         return run(params, rest, BATCH)
 
 
-@pytest.mark.parametrize("scan", [False, True], ids=["unrolled", "scanned"])
+@pytest.mark.parametrize(
+    "scan", [pytest.param(False, id="unrolled", marks=pytest.mark.slow), pytest.param(True, id="scanned")]
+)
 def test_eight_devices_compute_the_gradients_of_one(scan):
     model = build(CONFIG, execution=Execution(scan_layers=scan), rngs=nnx.Rngs(0))
     lora = dataclasses.replace(LORA, target=("query", "value", "output", "gate", "down"))

@@ -33,6 +33,8 @@ class Stage:
     """Of one attempt."""
     learning_rate: float
     """Peak; each attempt has a schedule of its own, from a warm-up down to a twentieth."""
+    words: int | None = None
+    """Only so many of the answers are asked for; None: all."""
     encoders: bool = True
     """Whether encoders are trained, too; else their soft tokens are made once."""
     gate: float = 0.0
@@ -126,12 +128,13 @@ FRAMES = MediaConfig(patch_size=16, merge=2, max_patches=32, patches_per_row=32,
 VIDEO = Workload(
     "video",
     (
-        Stage("alone", 0, 32, 250, 1e-3, gate=0.97, attempts=4),
+        Stage("8-words", 0, 32, 300, 1e-3, words=8, gate=0.95, attempts=3),
+        Stage("alone", 0, 32, 600, 1e-3, gate=0.97, attempts=3),
         Stage("4-frames", 4, 16, 150, 1e-3, gate=0.95, attempts=3),
         Stage("16-frames", 16, 8, 150, 1e-3, gate=0.95, attempts=2),
-        Stage("64-frames", 64, 4, 150, 1e-3, False, 0.97, 2),
-        Stage("256-frames", 256, 2, 100, 1e-3, False, 0.97, 2),
-        Stage("547-frames", 547, 1, 100, 5e-4, False, 0.98, 2),
+        Stage("64-frames", 64, 4, 150, 1e-3, encoders=False, gate=0.97, attempts=2),
+        Stage("256-frames", 256, 2, 100, 1e-3, encoders=False, gate=0.97, attempts=2),
+        Stage("547-frames", 547, 1, 100, 5e-4, encoders=False, gate=0.98, attempts=2),
     ),
     FRAMES,
 )
@@ -143,9 +146,9 @@ AUDIO = Workload(
         Stage("alone", 0, 24, 300, 1e-3, gate=0.95, attempts=4),
         Stage("2-clips", 2, 16, 250, 1e-3, gate=0.9, attempts=4),
         Stage("8-clips", 8, 8, 200, 1e-3, gate=0.9, attempts=3),
-        Stage("64-clips", 64, 4, 200, 1e-3, False, 0.95, 2),
-        Stage("256-clips", 256, 2, 120, 1e-3, False, 0.95, 2),
-        Stage("684-clips", 684, 1, 100, 5e-4, False, 0.97, 2),
+        Stage("64-clips", 64, 4, 200, 1e-3, encoders=False, gate=0.95, attempts=2),
+        Stage("256-clips", 256, 2, 120, 1e-3, encoders=False, gate=0.95, attempts=2),
+        Stage("684-clips", 684, 1, 100, 5e-4, encoders=False, gate=0.97, attempts=2),
     ),
     CLIPS,
     items=2500,

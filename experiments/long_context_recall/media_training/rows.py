@@ -113,7 +113,8 @@ def draw_picks(layout: Layout, stage: Stage, random: np.random.Generator) -> Pic
     bank, rows = bank_of(layout.material, stage), stage.batch_size
     own = bank.values.shape[1]
     units = stage.units or own
-    needle, place = random.integers(len(bank.answers), size=rows), random.integers(units - own + 1, size=rows)
+    items = np.flatnonzero(bank.answers < (len(layout.material.words) if stage.words is None else stage.words))
+    needle, place = random.choice(items, size=rows), random.integers(units - own + 1, size=rows)
     plain = random.integers(len(layout.material.plain.answers), size=(rows, units))
     cut = np.zeros(rows, np.int64)
     if bank.real is not None:

@@ -64,7 +64,7 @@ FULL_MEDIA = MediaSize(
 )
 QUICK_VIDEO = replace(
     VIDEO,
-    stages=(Stage("alone", 0, 2, 2, 1e-3), Stage("2-frames", 2, 2, 2, 1e-3, False)),
+    stages=(Stage("alone", 0, 2, 2, 1e-3), Stage("2-frames", 2, 2, 2, 1e-3, encoders=False)),
     items=8,
     plain=8,
     test_items=4,

@@ -150,7 +150,7 @@ FULL = Workload(
         Stage("512", "document", 512, 4, WINDOW, 6, 6, 300, 1.5e-3, 0.05, 2.0, key_weight=0.5, gate=0.8, attempts=3),
         Stage("1024", "document", 1024, 4, WINDOW, 10, 10, 200, 1.5e-3, 0.1, key_weight=0.5),
         Stage("2048", "document", 2048, 2, WINDOW, 14, 14, 200, 1.5e-3, 0.1, key_weight=0.5),
-        Stage("4096", "document", 4096, 1, WINDOW, 16, 16, 200, 1.5e-3, 0.1, key_weight=0.5),
-        Stage("8192", "document", 8192, 1, WINDOW, 16, 16, 200, 1e-3, 0.2, key_weight=0.5),
+        Stage("4096", "document", 4096, 1, WINDOW, 16, 16, 150, 1.5e-3, 0.1, key_weight=0.5),
+        Stage("8192", "document", 8192, 1, WINDOW, 16, 16, 100, 1e-3, 0.2, key_weight=0.5),
     )
 )
