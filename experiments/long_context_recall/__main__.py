@@ -15,6 +15,7 @@ import resource
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -119,33 +120,32 @@ def check_is_study(options: LongContextRecall) -> None:
 
 
 def study_of(options: LongContextRecall) -> None:
-    """Our own models."""
-    from experiments.long_context_recall.grid import whole_numbers
+    """Our own models of text."""
     from experiments.long_context_recall.training.study import RESULTS, study
 
-    runs = Path("runs/long_context_recall")
-    if options.quick:
-        out = (options.out or runs / "quick") / "study"
-        study("quick", out, options.results or out / "results", options.arms, (), None, False)
-        return
-    seeds = whole_numbers(options.seeds, "--seeds")
-    results = options.results or RESULTS
-    study("full", options.out or runs / "study", results, options.arms, seeds, options.report, options.only_report)
+    run_study(options, study, options.arms, "study", RESULTS)
 
 
 def study_of_media(options: LongContextRecall) -> None:
     """Our own models of video and speech."""
-    from experiments.long_context_recall.grid import whole_numbers
     from experiments.long_context_recall.media_training.study import RESULTS, study
+
+    run_study(options, study, options.media, "media", RESULTS)
+
+
+def run_study(
+    options: LongContextRecall, study: Callable[..., None], arms: tuple[str, ...], name: str, results: Path
+) -> None:
+    """A study of either kind in a folder of its own; `results` is where those that are committed lie."""
+    from experiments.long_context_recall.grid import whole_numbers
 
     runs = Path("runs/long_context_recall")
     if options.quick:
-        out = (options.out or runs / "quick") / "media"
-        study("quick", out, options.results or out / "results", options.media, (), None, False)
+        out = (options.out or runs / "quick") / name
+        study("quick", out, options.results or out / "results", arms, (), None, False)
         return
-    seeds = whole_numbers(options.seeds, "--seeds")
-    results = options.results or RESULTS
-    study("full", options.out or runs / "media", results, options.media, seeds, options.report, options.only_report)
+    seeds, kept = whole_numbers(options.seeds, "--seeds"), options.results or results
+    study("full", options.out or runs / name, kept, arms, seeds, options.report, options.only_report)
 
 
 def examine(options: LongContextRecall) -> None:

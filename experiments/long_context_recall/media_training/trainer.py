@@ -1,7 +1,6 @@
 """Training of one stage, with the encoders or on their kept soft tokens, and how well rows are answered."""
 
-import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,7 +12,7 @@ from flax import nnx
 from experiments.long_context_recall.media_training.curriculum import Stage, optimizer_of
 from experiments.long_context_recall.media_training.material import Bank
 from experiments.long_context_recall.media_training.rows import Layout, bank_of, batch_of, draw_picks
-from experiments.runs import say
+from experiments.long_context_recall.training.trainer import Steps, Trained
 from zoo.data import Batch
 from zoo.models.gemini import Gemini
 from zoo.nn import place_soft_tokens
@@ -40,20 +39,6 @@ class Reader(Gemini):
         """Words and, at their places, the soft tokens."""
         x = self.embedder.encode(tokens)
         return x if media is None else place_soft_tokens(x, media.soft, media.slots)
-
-
-@dataclass(frozen=True)
-class Trained:
-    """One attempt at a stage."""
-
-    model: Gemini
-    """With its weights."""
-    losses: tuple[tuple[int, float], ...]
-    """(step, mean loss of the steps since the one before, in nats per token of the answer)."""
-    seconds: float
-    """Of all steps, the first left out, which compiles."""
-    tokens: int
-    """Read, without padding."""
 
 
 def reader_of(model: Gemini) -> Reader:
@@ -120,24 +105,11 @@ def train_stage(model: Gemini, layout: Layout, stage: Stage, random: np.random.G
     state = create_state(params, optimizer, seed=seed)
     step = make_train_step(graphdef, next_token_loss, optimizer, schedule=make_schedule(config, stage.steps))
     run = jit_train_step(step, state)
-    losses, curve, tokens, began = list[float](), list[tuple[int, float]](), 0, time.perf_counter()
-    for number in range(1, stage.steps + 1):
-        batch = batch_of(layout, stage, draw_picks(layout, stage, random), soft)
-        state, metrics = run(state, batch)
-        if not metrics["finite"]:
-            raise FloatingPointError(f"stage {stage.name}, step {number}: the loss or its gradient is not finite")
-        losses.append(float(metrics["loss"]))
-        tokens += int(batch.segment_ids.sum())
-        if number == 1:
-            began = time.perf_counter()
-        if number % SAID_EVERY == 0 or number == stage.steps:
-            curve.append((number, float(np.mean(losses[curve[-1][0] if curve else 0 :]))))
-            seconds = (time.perf_counter() - began) / max(number - 1, 1)
-            say(f"{stage.name}: step {number}/{stage.steps}  loss {curve[-1][1]:.4f}  {seconds:.3f} s a step, "
-                f"{seconds * (stage.steps - number):.0f} s to go")  # fmt: skip
+    steps = Steps(stage.name, stage.steps, SAID_EVERY)
+    state = steps.run(run, state, lambda: batch_of(layout, stage, draw_picks(layout, stage, random), soft))
     trained = state.params if resting is None else joined(state.params, resting)
     whole = nnx.split(nnx.eval_shape(lambda: Gemini(model.config, execution=model.execution, rngs=nnx.Rngs(0))))[0]
-    return Trained(nnx.merge(whole, trained), tuple(curve), time.perf_counter() - began, tokens)
+    return Trained(nnx.merge(whole, trained), tuple(steps.losses), steps.seconds, steps.tokens)
 
 
 def encoder_params(model: Gemini) -> Any:

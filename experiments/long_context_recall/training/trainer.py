@@ -17,6 +17,7 @@ from experiments.long_context_recall.training.documents import Rows, Wording, ba
 from experiments.long_context_recall.training.keys import KeyKind
 from experiments.matching import begin_queries_like_keys
 from experiments.runs import say
+from zoo.data import Batch
 from zoo.models import build
 from zoo.training.losses import next_token_loss
 from zoo.training.optimizer import make_optimizer, make_schedule
@@ -44,6 +45,39 @@ class Trained:
     """Read, without padding."""
 
 
+class Steps:
+    """The steps of one attempt at a stage, said as they go, and what they were like."""
+
+    def __init__(self, stage: str, count: int, said_every: int = SAID_EVERY):
+        self.stage, self.count, self.said_every = stage, count, said_every
+        self.losses: list[tuple[int, float]] = []
+        """(step, mean loss of the steps since the one before)."""
+        self.seconds = 0.0
+        """Of all steps, the first left out, which compiles."""
+        self.tokens = 0
+        """Read, without padding."""
+
+    def run(self, step: Callable[[Any, Batch], tuple[Any, Any]], state: Any, draw: Callable[[], Batch]) -> Any:
+        """The state after all steps. Raises FloatingPointError if a loss or its gradient is not finite."""
+        losses, began = list[float](), time.perf_counter()
+        for number in range(1, self.count + 1):
+            batch = draw()
+            state, metrics = step(state, batch)
+            if not metrics["finite"]:
+                raise FloatingPointError(f"stage {self.stage}, step {number}: the loss or its gradient is not finite")
+            losses.append(float(metrics["loss"]))
+            self.tokens += int(np.asarray(batch.segment_ids).sum())
+            if number == 1:
+                began = time.perf_counter()
+            self.seconds = time.perf_counter() - began
+            if number % self.said_every == 0 or number == self.count:
+                self.losses.append((number, float(np.mean(losses[self.losses[-1][0] if self.losses else 0 :]))))
+                each = self.seconds / max(number - 1, 1)
+                say(f"{self.stage}: step {number}/{self.count}  loss {self.losses[-1][1]:.4f}  {each:.3f} s a step, "
+                    f"{each * (self.count - number):.0f} s to go")  # fmt: skip
+        return state
+
+
 def new_model(workload: Workload, seed: int) -> Any:
     """Random weights; queries of global layers are begun like their keys (`Workload.query_like_key`)."""
     model = build(model_of(workload, workload.stages[0].window), rngs=nnx.Rngs(seed))
@@ -67,22 +101,9 @@ def train_stage(model: Any, workload: Workload, stage: Stage, draw: Callable[[],
     state = create_state(params, optimizer, seed=seed)
     step = make_train_step(graphdef, next_token_loss, optimizer, schedule=make_schedule(config, stage.steps))
     run = jit_train_step(step, state)
-    losses, curve, tokens, began = list[float](), list[tuple[int, float]](), 0, time.perf_counter()
-    for number in range(1, stage.steps + 1):
-        batch = batch_of(draw(), pad)
-        state, metrics = run(state, batch)
-        if not metrics["finite"]:
-            raise FloatingPointError(f"stage {stage.name}, step {number}: the loss or its gradient is not finite")
-        losses.append(float(metrics["loss"]))
-        tokens += int(batch.segment_ids.sum())
-        if number == 1:
-            began = time.perf_counter()
-        if number % SAID_EVERY == 0 or number == stage.steps:
-            curve.append((number, float(np.mean(losses[curve[-1][0] if curve else 0 :]))))
-            seconds = (time.perf_counter() - began) / max(number - 1, 1)
-            say(f"{stage.name}: step {number}/{stage.steps}  loss {curve[-1][1]:.4f}  {seconds:.3f} s a step, "
-                f"{seconds * (stage.steps - number):.0f} s to go")  # fmt: skip
-    return Trained(nnx.merge(graphdef, state.params), tuple(curve), time.perf_counter() - began, tokens)
+    steps = Steps(stage.name, stage.steps)
+    state = steps.run(run, state, lambda: batch_of(draw(), pad))
+    return Trained(nnx.merge(graphdef, state.params), tuple(steps.losses), steps.seconds, steps.tokens)
 
 
 def scaled_embedding(factor: float) -> optax.GradientTransformation:

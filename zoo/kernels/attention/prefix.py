@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 from zoo.kernels.attention.block import NO_KEY
 from zoo.kernels.attention.inputs import RESIDUALS, AttentionInputs
-from zoo.kernels.context_attention.parts import Partial, has_parts, merge, part_backward, part_forward
+from zoo.kernels.context_attention.parts import Partial, merge, one_with_parts, part_backward, part_forward
 
 _PLACES = ("query_positions", "key_positions", "query_segment_ids", "key_segment_ids")
 
@@ -42,13 +42,7 @@ def attention_with_prefix(
     Without a name, "xla" does what the back end's best kernel cannot. Raises NotImplementedError for named ones that do
     not give the sum of exp(score).
     """
-    if implementation is None and not has_parts(inputs, None):
-        implementation = "xla"
-    if not has_parts(inputs, implementation):
-        raise NotImplementedError(
-            f"attention implementation {implementation!r} does not support a prefix here, because it does not give the "
-            "sum of exp(score); use 'xla'"
-        )
+    implementation = one_with_parts(inputs, implementation, "a prefix")
     places = {name: getattr(inputs, name) for name in _PLACES}
     no_arrays: Any = dict.fromkeys(("query", "key", "value", *_PLACES))
     static = (replace(inputs, **no_arrays), implementation)

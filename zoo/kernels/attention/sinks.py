@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 
 from zoo.kernels.attention.block import NO_KEY
 from zoo.kernels.attention.inputs import RESIDUALS, AttentionInputs
-from zoo.kernels.context_attention.parts import has_parts, part_backward, part_forward
+from zoo.kernels.context_attention.parts import one_with_parts, part_backward, part_forward
 
 _PLACES = ("query_positions", "key_positions", "query_segment_ids", "key_segment_ids")
 
@@ -30,13 +30,7 @@ def sink_attention(
     Without a name, "xla" does what the back end's best kernel cannot. Raises NotImplementedError for named ones that do
     not give the sum of exp(score).
     """
-    if implementation is None and not has_parts(inputs, None):
-        implementation = "xla"
-    if not has_parts(inputs, implementation):
-        raise NotImplementedError(
-            f"attention implementation {implementation!r} does not support attention sinks here, because it does not "
-            "give the sum of exp(score); use 'xla'"
-        )
+    implementation = one_with_parts(inputs, implementation, "attention sinks")
     places = {name: getattr(inputs, name) for name in _PLACES}
     no_arrays: Any = dict.fromkeys(("query", "key", "value", *_PLACES))
     options = replace(inputs, **no_arrays)

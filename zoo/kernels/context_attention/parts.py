@@ -35,6 +35,20 @@ def has_parts(inputs: AttentionInputs, implementation: str | None) -> bool:
     return _load(name).takes_all_keys(inputs)
 
 
+def one_with_parts(inputs: AttentionInputs, implementation: str | None, feature: str) -> str | None:
+    """The implementation for attention with something besides keys in its softmax (`feature`: sinks, a prefix), which
+    needs the sum of exp(score): the one that is named, or without a name "xla" where the back end's best kernel does
+    not give it. Raises NotImplementedError for a named one that does not."""
+    if has_parts(inputs, implementation):
+        return implementation
+    if implementation is None:
+        return "xla"
+    raise NotImplementedError(
+        f"attention implementation {implementation!r} does not support {feature} here, because it does not give the "
+        "sum of exp(score); use 'xla'"
+    )
+
+
 def part_forward(inputs: AttentionInputs, implementation: str | None) -> Partial:
     """(out, lse) of the queries for these keys, in the dtype of sums; lse is `NO_KEY` where a query sees none."""
     module, inputs = _prepare(inputs, implementation)
