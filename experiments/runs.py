@@ -13,6 +13,8 @@ from typing import Any
 from zoo.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+BENCHMARKS = REPOSITORY / "docs" / "benchmarks"
+"""Where reports and results lie that are committed."""
 
 
 def say(text: str) -> None:

@@ -15,15 +15,17 @@ from experiments.likelihood_vs_position.texts import (
     check_setting,
     default_texts,
     encoded,
+    keep_setting,
     prepare,
     read_documents,
 )
 from experiments.likelihood_vs_position.worker import Result, read_result, result_of, write_result
-from experiments.runs import run_in_process, say, worker_environment
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
 from experiments.shared_folder import named
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
+RESULTS = BENCHMARKS / "likelihood-vs-position"
 WORKER = "experiments.likelihood_vs_position.worker"
 
 
@@ -35,8 +37,11 @@ class LikelihoodVsPosition:
     quick: bool = False
     """A minute: tiny models, few steps, one seed, the default text; shows that it works and nothing else."""
     out: Path | None = None
-    """Folder of the results, one JSON for each run; default runs/likelihood_vs_position, with --quick .../quick, with
+    """Folder of tokenizer, texts, logs and pictures; default runs/likelihood_vs_position, with --quick .../quick, with
     --checkpoint .../NAME-OF-CHECKPOINT."""
+    results: Path | None = None
+    """Folder of the runs' results, one JSON for each, small enough to be committed: the study goes on from them on any
+    machine. Default docs/benchmarks/likelihood-vs-position, with --quick and --checkpoint `runs` in --out."""
     data: tuple[str, ...] = ()
     """Files to train on; default the novels of the folder `shared` where it is, else Python's standard library."""
     held_out: tuple[str, ...] = ()
@@ -56,8 +61,10 @@ class LikelihoodVsPosition:
 
 def main() -> None:
     settings = parse_command(LikelihoodVsPosition, "experiments.likelihood_vs_position")
-    if settings.checkpoint is not None and (settings.quick or settings.data or settings.seeds is not None):
-        raise UserError("--checkpoint trains nothing: leave --quick, --data and --seeds out")
+    if settings.checkpoint is not None and (
+        settings.quick or settings.data or settings.seeds is not None or settings.results is not None
+    ):
+        raise UserError("--checkpoint trains nothing: leave --quick, --data, --seeds and --results out")
     given = {name: getattr(settings, name) for name in ("length", "passages", "seeds")}
     changes = {name: value for name, value in given.items() if value is not None}
     for name, value in changes.items():
@@ -91,13 +98,16 @@ def trained(settings: LikelihoodVsPosition, workload: Workload, changes: dict[st
     sizes = {"vocab_size": workload.vocab_size, "most_bytes": workload.train_bytes}
     texts = prepare(out, data, held_out, **sizes, setting={"workload": workload.setting()})
     passages(texts.held_out, workload.length, workload.passages, texts.bos_id)  # refused before anything is trained
+    kept = settings.results or (out / "runs" if settings.quick else RESULTS)
+    keep_setting(out, kept)
     runs, found = runs_of(workload), list[Result]()
     for number, run in enumerate(runs, start=1):
-        path = out / "runs" / f"{run.name}.json"
+        path, log = kept / f"{run.name}.json", out / "runs" / f"{run.name}.log"
         if not path.is_file():
             say(f"{number} of {len(runs)}: {run.name}")
-            arguments = ["quick" if settings.quick else "full", json.dumps(changes), run.name, str(out)]
-            run_in_process(run.name, WORKER, arguments, path.with_suffix(".log"), worker_environment(out))
+            size = "quick" if settings.quick else "full"
+            arguments = [size, json.dumps(changes), run.name, str(out), str(path)]
+            run_in_process(run.name, WORKER, arguments, log, worker_environment(out))
         found.append(read_result(path))
     return {
         "source": texts.source,

@@ -100,6 +100,13 @@ def check_setting(out: Path, setting: Mapping[str, Any]) -> None:
             raise UserError(f"{out} holds runs with another {name}: give another --out, or remove it")
 
 
+def keep_setting(out: Path, results: Path) -> None:
+    """The setting of `out`, which `prepare` wrote, is that of the folder of results as well; raises `UserError` if
+    those were made with another one."""
+    results.mkdir(parents=True, exist_ok=True)
+    check_setting(results, json.loads((out / "setting.json").read_text()))
+
+
 def limited(texts: Iterable[str], most_bytes: int) -> Iterable[str]:
     """The first of them, until they have so many bytes; at least one."""
     given = 0

@@ -110,11 +110,11 @@ def write_result(result: Any, path: Path) -> None:
 
 
 def main() -> None:
-    """Arguments: quick or full, changes of its fields as JSON, the run's name, the folder of all results."""
-    size, changes, name, out = sys.argv[1:]
+    """Arguments: quick or full, changes of its fields as JSON, the run's name, the texts' folder, the result's file."""
+    size, changes, name, out, path = sys.argv[1:]
     workload = replace(WORKLOADS[size], **json.loads(changes))
     run = next(run for run in runs_of(workload) if run.name == name)
-    write_result(carry_out(run, workload, read_texts(Path(out))), Path(out) / "runs" / f"{name}.json")
+    write_result(carry_out(run, workload, read_texts(Path(out))), Path(path))
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from experiments.likelihood_vs_position.texts import default_texts, prepare
+from experiments.likelihood_vs_position.texts import default_texts, keep_setting, prepare
 from experiments.local_global import pictures, report
 from experiments.local_global.arms import FULL, QUICK, runs_of
 from experiments.local_global.copying import make_test
 from experiments.local_global.costs import read_costs
 from experiments.local_global.worker import Result, read_result
-from experiments.runs import run_in_process, say, worker_environment
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
+
+RESULTS = BENCHMARKS / "local-global"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,10 @@ class LocalGlobal:
     quick: bool = False
     """A minute: tiny models, few steps, one seed, the default text; shows that it works and nothing else."""
     out: Path | None = None
-    """Folder of the results, one JSON for each run; default runs/local_global, with --quick .../quick."""
+    """Folder of tokenizer, texts, logs and pictures; default runs/local_global, with --quick .../quick."""
+    results: Path | None = None
+    """Folder of the runs' results, one JSON for each, small enough to be committed: the study goes on from them on any
+    machine. Default docs/benchmarks/local-global, with --quick `runs` in --out."""
     data: tuple[str, ...] = ()
     """Files to train on; default the novels of the folder `shared` where it is, else Python's standard library."""
     held_out: tuple[str, ...] = ()
@@ -54,15 +59,17 @@ def main() -> None:
     texts = prepare(out, data, held_out, **sizes, setting={"workload": workload.setting()})
     # Refused before anything is trained, if there is too little of it.
     make_test(texts.held_out, workload.trained_length, workload.rows, workload.copies, texts.bos_id)
+    kept = settings.results or (out / "runs" if settings.quick else RESULTS)
+    keep_setting(out, kept)
     runs, found = runs_of(workload), list[Result]()
     for number, run in enumerate(runs, start=1):
-        path = out / "runs" / f"{run.name}.json"
+        path = kept / f"{run.name}.json"
         if not path.is_file():
             say(f"{number} of {len(runs)}: {run.name}")
-            in_process(out, path, "worker", [size, run.arm, str(run.seed), str(out)])
+            in_process(out, path, "worker", [size, run.arm, str(run.seed), str(out), str(path)])
         found.append(read_result(path))
         say(f"{run.name}: text {found[-1].copying.text:.4f} nats per token, recall {found[-1].copying.recall:.4f}")
-    costs = out / "runs" / "costs.json"
+    costs = kept / "costs.json"
     if not costs.is_file():
         say("caches and times")
         in_process(out, costs, "costs", [size, str(costs)])
@@ -82,7 +89,7 @@ def main() -> None:
 def in_process(out: Path, path: Path, module: str, arguments: list[str]) -> None:
     """A module of this folder in a process of its own, its output in a log beside its result."""
     name = f"experiments.local_global.{module}"
-    run_in_process(path.stem, name, arguments, path.with_suffix(".log"), worker_environment(out))
+    run_in_process(path.stem, name, arguments, out / "runs" / f"{path.stem}.log", worker_environment(out))
 
 
 def publish(results: report.Results, out: Path, to: Path | None) -> None:

@@ -77,10 +77,10 @@ def read_result(path: Path) -> Result:
 
 
 def main() -> None:
-    """Arguments: quick or full, the run's arm and seed, the folder of all results."""
-    size, arm, seed, out = sys.argv[1:]
+    """Arguments: quick or full, the run's arm and seed, the texts' folder, the result's file."""
+    size, arm, seed, out, path = sys.argv[1:]
     run = Run(arm, int(seed))
-    write_result(carry_out(run, WORKLOADS[size], read_texts(Path(out))), Path(out) / "runs" / f"{run.name}.json")
+    write_result(carry_out(run, WORKLOADS[size], read_texts(Path(out))), Path(path))
 
 
 if __name__ == "__main__":

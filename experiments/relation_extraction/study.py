@@ -18,11 +18,11 @@ from experiments.relation_extraction.encoders import check_folder
 from experiments.relation_extraction.pretraining import pretrain, read_pretraining
 from experiments.relation_extraction.report import Part
 from experiments.relation_extraction.worker import Setting, carry_out, read_result, write_setting
-from experiments.runs import REPOSITORY, run_in_process, say, worker_environment, write_json
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
 from experiments.shared_folder import training_novels
 from zoo.errors import UserError
 
-RESULTS = REPOSITORY / "docs" / "benchmarks" / "relation-extraction"
+RESULTS = BENCHMARKS / "relation-extraction"
 """Where results lie that are committed, a folder for each data set that is known by name."""
 WORKER = "experiments.relation_extraction.worker"
 MADE_WITH, PRETRAINING = "made_with", "pretraining.json"

@@ -14,13 +14,13 @@ from experiments.long_context_recall.media_training import report
 from experiments.long_context_recall.media_training.sizes import MEDIA_SIZES
 from experiments.long_context_recall.media_training.worker import read_result
 from experiments.long_context_recall.training.arms import Run
-from experiments.long_context_recall.training.study import DIGEST, REPOSITORY, check_made_with, made
-from experiments.runs import run_in_process, say, worker_environment, write_json
+from experiments.long_context_recall.training.study import DIGEST, check_made_with, made
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
 from experiments.shared_folder import default_shared
 from experiments.sparse_vs_dense.report import describe
 from zoo.errors import UserError
 
-RESULTS = REPOSITORY / "docs" / "benchmarks" / "long-context-recall-media"
+RESULTS = BENCHMARKS / "long-context-recall-media"
 """Where results lie that are committed."""
 WORKER = "experiments.long_context_recall.media_training.worker"
 

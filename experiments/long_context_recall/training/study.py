@@ -15,13 +15,12 @@ from experiments.long_context_recall.training.arms import Run, arm_named, runs_o
 from experiments.long_context_recall.training.sizes import SIZES
 from experiments.long_context_recall.training.texts import prepare, size_of
 from experiments.long_context_recall.training.worker import read_result
-from experiments.runs import run_in_process, say, worker_environment, write_json
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
 from experiments.shared_folder import default_shared
 from experiments.sparse_vs_dense.report import describe
 from zoo.errors import UserError
 
-REPOSITORY = Path(__file__).resolve().parents[3]
-RESULTS = REPOSITORY / "docs" / "benchmarks" / "long-context-recall"
+RESULTS = BENCHMARKS / "long-context-recall"
 """Where results lie that are committed."""
 WORKER = "experiments.long_context_recall.training.worker"
 DIGEST = "made_with"
