@@ -1,5 +1,6 @@
 """What one layer costs against the number of specialists: a workspace, and attention of equal width and heads."""
 
+import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -49,6 +50,27 @@ class Cost:
     """Median over the rounds."""
     temporary_bytes: int
     """Largest memory of intermediate arrays, by XLA's own account of the compiled program."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """All that was measured of one layer."""
+
+    size: LayerSize
+    """What the layers have in common."""
+    forward: tuple[Cost, ...]
+    """Of its result."""
+    training: tuple[Cost, ...]
+    """Of its gradient for parameters and input."""
+    load: str
+    """Processes that ran or wanted to, before."""
+
+
+def read_costs(path: Path) -> Costs:
+    """The inverse of `write_json(asdict(costs), path)`."""
+    fields = json.loads(path.read_text())
+    parts = {name: tuple(Cost(**cost) for cost in fields[name]) for name in ("forward", "training")}
+    return Costs(size=LayerSize(**fields["size"]), load=fields["load"], **parts)
 
 
 def compiled_layer(kind: Kind, specialists: int, size: LayerSize, *, training: bool):
@@ -110,24 +132,43 @@ def measure(
 def exponent(costs: Sequence[Cost], kind: Kind, *, field: str = "seconds", at_least: int = 256) -> float:
     """p of the power law a * n^p through a kind's costs, least squares of the logarithms; of few specialists, what does
     not depend on their number weighs most: they are left out. ValueError with fewer than two points."""
+    return _power_law(costs, kind, field, at_least)[1]
+
+
+def _power_law(costs: Sequence[Cost], kind: Kind, field: str, at_least: int) -> tuple[float, float]:
+    """(log a, p)."""
     points = [(c.specialists, getattr(c, field)) for c in costs if c.kind == kind and c.specialists >= at_least]
     if len(points) < 2:
         raise ValueError(f"{kind}: a power law needs two numbers of specialists of at least {at_least}")
     numbers, values = np.log(np.array(points)).T
-    return float(np.polyfit(numbers, values, 1)[0])
+    slope, level = np.polyfit(numbers, values, 1)
+    return float(level), float(slope)
 
 
-def plot(costs: Sequence[Cost], path: Path) -> None:
-    """Time and memory against the number of specialists, both axes logarithmic."""
+def ratio(costs: Sequence[Cost], kind: Kind, *, field: str = "seconds") -> tuple[int, float]:
+    """(n, pairwise / kind) at the largest number of specialists that both were measured at."""
+    own, other = ({c.specialists: getattr(c, field) for c in costs if c.kind == name} for name in (kind, "pairwise"))
+    most = max(own.keys() & other.keys())
+    return most, other[most] / own[most]
+
+
+def plot(costs: Sequence[Cost], path: Path, *, at_least: int = 1024) -> None:
+    """Time and memory against the number of specialists, both axes logarithmic; with the power law of the points from
+    `at_least` on, where there are two."""
     figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, field, label, scale in zip(
         axes, ("seconds", "temporary_bytes"), ("milliseconds", "MiB of intermediate arrays"), (1e3, 2**-20)
     ):
         for kind in dict.fromkeys(cost.kind for cost in costs):
             own = [cost for cost in costs if cost.kind == kind]
-            values = [getattr(cost, field) * scale for cost in own]
-            axis.plot([cost.specialists for cost in own], values, marker="o", label=kind)
+            numbers, values = [cost.specialists for cost in own], [getattr(cost, field) * scale for cost in own]
+            (line,) = axis.plot(numbers, values, marker="o", linestyle="", label=kind)
+            far = np.array([number for number in numbers if number >= at_least])
+            if len(far) >= 2:
+                level, slope = _power_law(costs, kind, field, at_least)
+                line.set_label(f"{kind}, n^{slope:.2f} from {at_least:,} on")
+                axis.plot(far, scale * np.exp(level) * far**slope, color=line.get_color())
         axis.set(xscale="log", yscale="log", xlabel="specialists", ylabel=label)
-        axis.legend()
+        axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
     plt.close(figure)
