@@ -22,3 +22,4 @@ from zoo.interop.quantised import packed_model as packed_model
 from zoo.interop.quantised import save_quantised as save_quantised
 from zoo.interop.runs import load_run as load_run
 from zoo.interop.runs import save_run as save_run
+from zoo.interop.torchvision import load_torchvision as load_torchvision

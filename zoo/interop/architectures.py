@@ -13,6 +13,7 @@ from zoo.interop.gpt_oss_names import GPT_OSS
 from zoo.interop.mixtral_names import MIXTRAL
 from zoo.interop.parakeet_names import PARAKEET
 from zoo.interop.qwen3_moe_names import QWEN3_MOE
+from zoo.interop.resnet_names import RESNET
 from zoo.interop.siglip_names import SIGLIP
 from zoo.interop.wav2vec2_conformer_names import WAV2VEC2_CONFORMER
 from zoo.interop.whisper_names import WHISPER
@@ -40,6 +41,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "whisper": WHISPER,
     "parakeet_encoder": PARAKEET,
     "wav2vec2-conformer": WAV2VEC2_CONFORMER,
+    "resnet": RESNET,
 }
 """By `model_type`."""
 

@@ -5,6 +5,8 @@ from zoo.models.bert import BertConfig as BertConfig
 from zoo.models.co_distilled import CoDistilled as CoDistilled
 from zoo.models.co_distilled import CoDistilledConfig as CoDistilledConfig
 from zoo.models.decoder import Decoder as Decoder
+from zoo.models.densenet import Densenet as Densenet
+from zoo.models.densenet import DensenetConfig as DensenetConfig
 from zoo.models.gemini import Gemini as Gemini
 from zoo.models.gemini import GeminiConfig as GeminiConfig
 from zoo.models.gemma2 import Gemma2 as Gemma2
@@ -15,6 +17,7 @@ from zoo.models.mixtral import Mixtral as Mixtral
 from zoo.models.mixtral import MixtralConfig as MixtralConfig
 from zoo.models.qwen3_moe import Qwen3Moe as Qwen3Moe
 from zoo.models.qwen3_moe import Qwen3MoeConfig as Qwen3MoeConfig
+from zoo.models.registry import ClassifierConfig as ClassifierConfig
 from zoo.models.registry import DecoderConfig as DecoderConfig
 from zoo.models.registry import EncoderConfig as EncoderConfig
 from zoo.models.registry import ModelConfig as ModelConfig
@@ -24,6 +27,8 @@ from zoo.models.registry import config_from_dict as config_from_dict
 from zoo.models.registry import config_to_dict as config_to_dict
 from zoo.models.registry import preset as preset
 from zoo.models.registry import presets as presets
+from zoo.models.resnet import Resnet as Resnet
+from zoo.models.resnet import ResnetConfig as ResnetConfig
 from zoo.models.reward_model import RewardModel as RewardModel
 from zoo.models.reward_model import RewardModelConfig as RewardModelConfig
 from zoo.models.rims import Rims as Rims

@@ -12,6 +12,7 @@ from zoo.errors import UserError, nearest_name
 from zoo.models import (
     bert,
     co_distilled,
+    densenet,
     gemini,
     gemma2,
     gemma3n_audio,
@@ -19,6 +20,7 @@ from zoo.models import (
     mixtral,
     parakeet,
     qwen3_moe,
+    resnet,
     reward_model,
     rims,
     siglip,
@@ -56,7 +58,10 @@ TrainedConfig = DecoderConfig | vq_image.VqImageConfig | bert.BertConfig | rewar
 SpecialistsConfig = workspace_transformer.WorkspaceTransformerConfig | rims.RimsConfig
 """The configuration of a model that goes from sets of elements to answers or to their next states."""
 
-ModelConfig = TrainedConfig | EncoderConfig | SpecialistsConfig
+ClassifierConfig = resnet.ResnetConfig | densenet.DensenetConfig
+"""The configuration of a model that goes from an image to logits of classes."""
+
+ModelConfig = TrainedConfig | EncoderConfig | SpecialistsConfig | ClassifierConfig
 """Any model's configuration."""
 
 _ARCHITECTURES: dict[str, tuple[type, type]] = {
@@ -80,6 +85,8 @@ _ARCHITECTURES: dict[str, tuple[type, type]] = {
         workspace_transformer.WorkspaceTransformer,
     ),
     "rims": (rims.RimsConfig, rims.Rims),
+    "resnet": (resnet.ResnetConfig, resnet.Resnet),
+    "densenet": (densenet.DensenetConfig, densenet.Densenet),
 }
 
 _WITH_PRESETS = (
@@ -98,6 +105,8 @@ _WITH_PRESETS = (
     workspace_decoder,
     workspace_transformer,
     rims,
+    resnet,
+    densenet,
 )
 
 

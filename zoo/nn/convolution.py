@@ -1,0 +1,95 @@
+"""What convolutional classifiers of images are made of: convolution, batch normalisation, pooling (NHWC)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from zoo.nn.execution import Execution
+from zoo.nn.parameters import parameter, precision_of
+
+STATISTICS = ("mean", "variance")
+"""Names of what training gives a `BatchNorm` besides parameters: the optimizer leaves them alone."""
+
+
+class Convolution(nnx.Module):
+    """y[r, s, o] = sum over the kernel of x[stride r + i - side, stride s + j - side, c] kernel[i, j, c, o]; no bias.
+
+    side = (kernel - 1) / 2 zeros on each side, as in the public ResNets. Initial weights: normal of variance
+    2 / (kernel^2 * outputs) (He et al., arXiv 1502.01852, by the fan-out).
+    """
+
+    def __init__(
+        self, inputs: int, outputs: int, kernel: int, *, stride: int = 1, execution: Execution, rngs: nnx.Rngs
+    ):
+        self.stride, self.side = stride, (kernel - 1) // 2
+        init = jax.nn.initializers.normal((2 / (kernel * kernel * outputs)) ** 0.5)
+        shape, axes = (kernel, kernel, inputs, outputs), (None, None, None, None)
+        self.kernel = parameter(rngs, shape, axes, init, execution.weight_dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r s o"]:
+        return jax.lax.conv_general_dilated(
+            x,
+            self.kernel[...].astype(x.dtype),
+            (self.stride, self.stride),
+            ((self.side, self.side),) * 2,
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            precision=precision_of(x.dtype),
+        )
+
+
+class BatchNorm(nnx.Module):
+    """(x - mean) / sqrt(variance + eps) * scale + bias for each channel, in float32, returned in x's dtype.
+
+    In training, mean and variance are the batch's, and what is kept moves towards them by `momentum` (of the variance
+    the unbiased estimate, as torch has it); otherwise they are what is kept, which gets no gradient. On a mesh the
+    statistics are those of a device's own rows.
+    """
+
+    def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, execution: Execution, rngs: nnx.Rngs):
+        self.eps, self.momentum = eps, momentum
+        zeros, ones, dtype = jax.nn.initializers.zeros, jax.nn.initializers.ones, execution.weight_dtype
+        self.scale = parameter(rngs, (dim,), ("norm",), ones, dtype)
+        self.bias = parameter(rngs, (dim,), ("norm",), zeros, dtype)
+        self.mean = parameter(rngs, (dim,), ("norm",), zeros, dtype)
+        self.variance = parameter(rngs, (dim,), ("norm",), ones, dtype)
+
+    def __call__(self, x: Float[Array, "b h w c"], training: bool = False) -> Float[Array, "b h w c"]:
+        x32 = x.astype(jnp.float32)
+        if training:
+            mean = jnp.mean(x32, axis=(0, 1, 2))
+            variance = jnp.mean(jnp.square(x32 - mean), axis=(0, 1, 2))
+            count = x.shape[0] * x.shape[1] * x.shape[2]
+            self._move(self.mean, mean)
+            self._move(self.variance, variance * (count / max(1, count - 1)))
+        else:
+            mean, variance = (jax.lax.stop_gradient(p[...].astype(jnp.float32)) for p in (self.mean, self.variance))
+        factor = jax.lax.rsqrt(variance + self.eps) * self.scale[...].astype(jnp.float32)
+        return (x32 * factor + (self.bias[...].astype(jnp.float32) - mean * factor)).astype(x.dtype)
+
+    def _move(self, kept: nnx.Param, new: Float[Array, "c"]) -> None:
+        old = kept[...].astype(jnp.float32)
+        kept[...] = jax.lax.stop_gradient(old + self.momentum * (new - old)).astype(kept[...].dtype)
+
+
+def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b r s c"]:
+    """The largest of 3 x 3, every second one, a pixel of minus infinity around: of h rows, (h - 1) // 2 + 1."""
+    padding = ((0, 0), (1, 1), (1, 1), (0, 0))
+    return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
+
+
+def halved(x: Float[Array, "b h w c"]) -> Float[Array, "b r s c"]:
+    """Means of 2 x 2; an odd last row or column is left out."""
+    batch, height, width, channels = x.shape
+    whole = x[:, : height // 2 * 2, : width // 2 * 2]
+    return whole.reshape(batch, height // 2, 2, width // 2, 2, channels).mean((2, 4))
+
+
+def to_rows_last(pixel_values: Float[Array, "b c h w"], channels: int, smallest: int, dtype) -> Float[Array, "b h w c"]:
+    """Images as the networks compute them. ValueError for another number of channels, or sides below `smallest`."""
+    if pixel_values.ndim != 4 or pixel_values.shape[1] != channels or min(pixel_values.shape[2:]) < smallest:
+        raise ValueError(
+            f"pixel_values need {channels} channels and sides of at least {smallest} pixels [B, C, H, W], "
+            f"got {pixel_values.shape}"
+        )
+    return jnp.moveaxis(pixel_values, 1, -1).astype(dtype)
