@@ -1,0 +1,120 @@
+"""The study: each run in a process of its own; the tables are of what is there.
+
+Two folders. `out` has what may be thrown away: tokenizer, text, logs. `results` has one small JSON for each finished
+run, which can be committed: on another machine the study goes on with what is missing.
+"""
+
+import datetime
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments.gemma2_ablations import pictures, report
+from experiments.gemma2_ablations.arms import WORKLOADS, Run, runs_of
+from experiments.gemma2_ablations.texts import prepare
+from experiments.gemma2_ablations.worker import Result, digest, read_result
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
+from experiments.sparse_vs_dense.report import describe
+from zoo.errors import UserError
+
+RESULTS = BENCHMARKS / "gemma2-ablations"
+"""Where results lie that are committed."""
+WORKER = "experiments.gemma2_ablations.worker"
+
+
+def study(
+    name: str, out: Path, results: Path, arms: Sequence[str], seeds: Sequence[int], report_to: Path | None, only: bool
+) -> None:
+    """Trains and measures what is missing, run by run, and reports.
+
+    name: of a workload. arms: names; none: the workload's. seeds: none: the workload's. only: report what is there,
+    train nothing.
+
+    Raises:
+      UserError: an unknown arm; results of other settings or of another text; no novels; a run failed.
+    """
+    workload = WORKLOADS[name]
+    runs = runs_of(workload, tuple(arms), tuple(seeds))
+    machine = describe()  # before this command puts a load on it
+    results.mkdir(parents=True, exist_ok=True)
+    paths = {run: results / f"{run.name}.json" for run in runs}
+    for run, path in paths.items():
+        if path.is_file():
+            check_made_with(path, digest(run, workload))
+    missing = [] if only else [run for run, path in paths.items() if not path.is_file()]
+    if missing:
+        (out / "logs").mkdir(parents=True, exist_ok=True)
+        prepare(out, workload)
+    began = time.time()
+    for number, run in enumerate(missing):
+        each = (time.time() - began) / number if number else 0.0
+        left = f", about {each * (len(missing) - number) / 60:.0f} min to go" if number else ""
+        say(f"{number + 1} of {len(missing)}{left}: {run.name}")
+        fill(run, name, out, paths[run])
+    found = [read_result(path) for path in paths.values() if path.is_file()]
+    if not found:
+        raise UserError(f"{results} has no result of these arms and seeds: leave --only-report out")
+    check_one_text(found, results)
+    publish(
+        report.Study(
+            date=datetime.date.today().isoformat(),
+            command=command_line(sys.argv[1:]),
+            machine=machine,
+            workload=workload,
+            runs=found,
+            missing=[run.name for run, path in paths.items() if not path.is_file()],
+            only_shows_that_it_works=name == "quick",
+        ),
+        out,
+        report_to,
+    )
+
+
+def command_line(arguments: Sequence[str]) -> str:
+    """The command as a report names it: of absolute paths, which are of this machine, the last part alone."""
+    shown = [Path(part).name if part.startswith("/") else part for part in arguments]
+    return " ".join(["python -m experiments.gemma2_ablations", *shown])
+
+
+def check_made_with(path: Path, expected: str) -> None:
+    """Raises `UserError` if a result is of other settings."""
+    if json.loads(path.read_text()).get("made_with") != expected:
+        raise UserError(f"{path} was made with other settings: remove it, or give another --results")
+
+
+def check_one_text(found: Sequence[Result], results: Path) -> None:
+    """Raises `UserError` if results are of different texts or tokenizers, whose losses cannot be compared."""
+    for run in found[1:]:
+        if run.text != found[0].text:
+            raise UserError(
+                f"{results}: {run.run.name} and {found[0].run.name} were trained on different texts: remove the "
+                "results of one of them"
+            )
+
+
+def fill(run: Run, name: str, out: Path, path: Path) -> None:
+    """One run in a process of its own; its log is in `out`."""
+    arguments = [name, run.arm, repr(run.learning_rate), str(run.seed), str(out), str(path)]
+    run_in_process(run.name, WORKER, arguments, out / "logs" / f"{run.name}.log", worker_environment(out))
+
+
+def publish(found: report.Study, out: Path, to: Path | None) -> None:
+    """Tables on the terminal; pictures and numbers in `out`, or beside the report if one is asked for."""
+    for title, rows in report.tables(found):
+        print(f"\n{title}\n{report.as_text(rows)}")
+    if found.only_shows_that_it_works:
+        print(f"\n{report.WORKS}")
+    stem, folder = (to.stem, to.parent) if to else ("gemma2-ablations", out)
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{stem}-{name}.png" for name in pictures.NAMES]
+    for name, draw in zip(names, pictures.NAMES.values(), strict=True):
+        draw(found.runs, folder / name)
+    numbers = folder / f"{stem}.json"
+    numbers.write_text(json.dumps(report.as_json(found), allow_nan=False) + "\n")
+    written = [numbers, *(folder / name for name in names)]
+    if to:
+        to.write_text(report.write_report(found, names))
+        written.append(to)
+    print("\nwrote", ", ".join(map(str, written)))
