@@ -12,11 +12,13 @@ from experiments.long_context_recall.grid import MEDIA_TASKS
 NO_DEPTH = "drawn"
 """Label of the row of a task that has no depth."""
 
+PANELS_ACROSS = 3
+
 
 def draw(
     results: Sequence[CellResult], title: str, path: Path, choice: str = "written", trained: int | None = None
 ) -> None:
-    """A PNG. `choice`: recall of what was "written", or how often the right candidate was "ranked" first. Cells that
+    """A PNG, up to three panels beside each other. `choice`: recall of what was "written", or how often the right candidate was "ranked" first. Cells that
     are not done are grey. A line divides the lengths that are beyond the `trained` context from the others."""
     import matplotlib
 
@@ -26,13 +28,17 @@ def draw(
     panels = by_task(results)
     shapes = [(lengths_of(cells), depths_of(cells)) for cells in panels.values()]
     widest = max(len(lengths) for lengths, _ in shapes)
-    heights = [0.34 * len(depths) + 1.0 for _, depths in shapes]
+    across = min(len(panels), PANELS_ACROSS)
+    lines = [shapes[first : first + across] for first in range(0, len(shapes), across)]
+    heights = [0.34 * max(len(depths) for _, depths in line) + 1.0 for line in lines]
     figure, axes = pyplot.subplots(
-        len(panels), 1, figsize=(0.75 * widest + 3.6, sum(heights) + 0.4), squeeze=False,
+        len(lines), across, figsize=((0.75 * widest + 1.2) * across + 2.4, sum(heights) + 0.4), squeeze=False,
         height_ratios=heights, layout="constrained",
     )  # fmt: skip
     figure.suptitle(title, fontsize=10)
-    for panel, (task, cells), (lengths, depths) in zip(axes[:, 0], panels.items(), shapes, strict=True):
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
+    for panel, (task, cells), (lengths, depths) in zip(axes.flat, panels.items(), shapes, strict=False):
         values = matrix(cells, lengths, depths, choice)
         colours = pyplot.get_cmap("RdYlGn").with_extremes(bad="lightgrey")
         image = panel.imshow(values, vmin=0, vmax=1, cmap=colours, aspect="auto")
@@ -56,7 +62,7 @@ def draw(
         within = sum(length <= (trained or 0) for length in lengths)
         if trained and task not in MEDIA_TASKS and 0 < within < len(lengths):
             panel.axvline(within - 0.5, color="black", lw=1.5, ls="--")
-    figure.colorbar(image, ax=list(axes[:, 0]), shrink=0.8, aspect=30, pad=0.02)
+    figure.colorbar(image, ax=list(axes.flat), shrink=0.8, aspect=30, pad=0.02)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
