@@ -18,8 +18,9 @@ PANELS_ACROSS = 3
 def draw(
     results: Sequence[CellResult], title: str, path: Path, choice: str = "written", trained: int | None = None
 ) -> None:
-    """A PNG, up to three panels beside each other. `choice`: recall of what was "written", or how often the right candidate was "ranked" first. Cells that
-    are not done are grey. A line divides the lengths that are beyond the `trained` context from the others."""
+    """A PNG, up to three panels beside each other. `choice`: recall of what was "written", or how often the right
+    candidate was "ranked" first. Cells that are not done are grey. A line divides the lengths that are beyond the
+    `trained` context from the others."""
     import matplotlib
 
     matplotlib.use("agg")
