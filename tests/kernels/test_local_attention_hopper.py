@@ -130,7 +130,7 @@ CASES = {
     "head size 256": dict(head_dim=256, sliding_window=70, logits_soft_cap=50.0),
     "head size 256, no cap": dict(head_dim=256, sliding_window=70),
 }
-QUICK = ("queries that see nothing", "head size 256")
+QUICK = ("queries that see nothing",)
 
 
 @pytest.mark.parametrize("case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.slow) for c in CASES])

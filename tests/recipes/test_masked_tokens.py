@@ -62,6 +62,7 @@ def test_the_recipe_fits_its_model_and_draws_masks_anew_in_every_step(mesh):
     assert is_stochastic(found) and found.trains_masked and found.model == preset("bert-tiny")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_continues_bit_for_bit_and_ends_with_a_table_and_a_model(
     corpus, tmp_path, capsys, monkeypatch, mesh
 ):
