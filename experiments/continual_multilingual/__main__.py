@@ -1,14 +1,18 @@
 """python -m experiments.continual_multilingual: which languages gain and lose when a model is updated with a few."""
 
+import datetime
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments import pages
+from experiments.choosing import command_line
 from experiments.continual_multilingual.arms import ARMS
 from experiments.continual_multilingual.findings import FIGURES, summary
 from experiments.continual_multilingual.sizes import FAMILIES, FULL_SIZE, QUICK_SIZE, family_named, quick_family
 from experiments.continual_multilingual.study import RESULTS, Part, study
-from experiments.sparse_vs_dense.report import as_text, describe
-from experiments.speed.report import Rows, as_markdown
+from experiments.sparse_vs_dense.report import describe
+from experiments.speed.report import Rows
 from zoo.command_line import parse_command
 from zoo.errors import run_command
 
@@ -46,17 +50,31 @@ def main() -> None:
         family = quick_family(family_named(name)) if settings.quick else family_named(name)
         size, where = QUICK_SIZE if settings.quick else FULL_SIZE, (out / name, results / name)
         parts.append(study(family, size, *where, settings.arms, seeds, only_report=settings.only_report))
-        print(f"\n{name}\n{as_text(table(parts[-1]))}")
-    if settings.report:
-        text = ["# Continual multilingual learning"]
-        for part in parts:
-            text += [
-                f"## {part.family.name}",
-                as_markdown(table(part)),
-                f"Not done yet: {', '.join(part.missing) or '-'}",
-            ]
-        text.append(as_markdown([["", ""], *([key, value] for key, value in machine.items())]))
-        settings.report.write_text("\n\n".join(text) + "\n")
+    pages.publish(
+        "study",
+        out,
+        settings.report,
+        tables=[(part.family.name, table(part)) for part in parts],
+        numbers={"runs": {part.family.name: [run.run.name for run in part.runs] for part in parts}},
+        draw=lambda folder, stem: [],
+        page=lambda names: write_report(parts, machine),
+    )
+
+
+def write_report(parts: Sequence[Part], machine: Mapping[str, str]) -> str:
+    """The dated report, Markdown."""
+    return pages.write_page(
+        [
+            f"# Continual multilingual learning, {datetime.date.today().isoformat()}",
+            f"`{command_line('experiments.continual_multilingual')}`; claim, arms and protocol are in "
+            "[experiments/continual_multilingual](../../experiments/continual_multilingual/README.md). Relative "
+            "changes of scores on test rows in per cent, means over subsets with Student's 95 % intervals.",
+        ],
+        missing=[f"{part.family.name} {name}" for part in parts for name in part.missing],
+        tables=[(part.family.name, table(part)) for part in parts],
+        pictures=[],
+        machine=machine,
+    )
 
 
 def table(part: Part) -> Rows:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from zoo.errors import UserError, nearest_name
+from experiments.choosing import choose
 
 Kind = Literal["full", "head", "bitfit", "lora", "bottleneck"]
 Sharing = Literal["all", "own", "distance", "random"]
@@ -65,10 +65,7 @@ ARMS = (
 
 def arm_named(name: str) -> Arm:
     """Raises `UserError` for an unknown one."""
-    found = {arm.name: arm for arm in ARMS}
-    if name not in found:
-        raise UserError(f"--arms: {name!r} is unknown; {nearest_name(name, list(found))}")
-    return found[name]
+    return choose(name, {arm.name: arm for arm in ARMS})
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ penalties the strongest that keeps `Size.kept_gain` of full fine-tuning's gain (
 an updated language cannot tell how well others are kept: it would always choose the weakest penalty.
 """
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,7 +13,8 @@ from pathlib import Path
 from experiments.continual_multilingual.arms import EWC, FULL, L2_SP, RATE_OF, Arm, arm_named
 from experiments.continual_multilingual.sizes import Size
 from experiments.continual_multilingual.updates import Session
-from experiments.runs import say, write_json
+from experiments.kept import read_fields, write_signed
+from experiments.runs import say
 
 SEED = 0
 
@@ -72,7 +72,7 @@ def choose(session: Session, size: Size, folder: Path, path: Path, digest: str) 
         pulls[name] = strongest_pull(gains, free, size.kept_gain)
         say(f"{session.family.name}: {name}: strength {pulls[name]:g} of {told(gains)}")
     choice = Choice(rates, pulls, tuple(tried))
-    write_json({"made_with": digest, **asdict(choice)}, path)
+    write_signed(asdict(choice), digest, path)
     return choice
 
 
@@ -83,7 +83,6 @@ def told(gains: Mapping[float, float]) -> str:
 
 def read_choice(path: Path) -> Choice:
     """From JSON."""
-    fields = json.loads(path.read_text())
-    fields.pop("made_with", None)
+    fields = read_fields(path)
     tried: Sequence = fields["tried"]
     return Choice(fields["rates"], fields["pulls"], tuple((str(n), float(v), float(g)) for n, v, g in tried))

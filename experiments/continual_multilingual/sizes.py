@@ -1,11 +1,10 @@
 """Sizes of the study, its families of tasks, and which languages each update has new data of."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
-from zoo.errors import UserError, nearest_name
+from experiments import kept
+from experiments.choosing import choose
 
 FamilyName = Literal["tagging", "classification", "transduction"]
 MADE_UP = "made-up"
@@ -66,10 +65,7 @@ FAMILIES = (TAGGING, CLASSIFICATION, TRANSDUCTION)
 
 def family_named(name: str) -> Family:
     """Raises `UserError` for an unknown one."""
-    found = {family.name: family for family in FAMILIES}
-    if name not in found:
-        raise UserError(f"--family: {name!r} is unknown; {nearest_name(name, list(found))}")
-    return found[name]
+    return choose(name, {family.name: family for family in FAMILIES}, "--family")
 
 
 @dataclass(frozen=True)
@@ -187,5 +183,4 @@ def quick_family(family: Family) -> Family:
 
 def digest(family: Family, size: Size, fingerprint: str, *more: Any) -> str:
     """Of everything that results come from, the seed apart."""
-    parts = [asdict(family), asdict(size), fingerprint, *more]
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
+    return kept.digest([asdict(family), asdict(size), fingerprint, *more])

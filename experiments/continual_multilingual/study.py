@@ -17,13 +17,15 @@ from experiments.continual_multilingual.languages import groups, nearest
 from experiments.continual_multilingual.rows import encoded
 from experiments.continual_multilingual.sizes import MADE_UP, Family, Size, digest
 from experiments.continual_multilingual.updates import Session, Stage0, Update
-from experiments.runs import REPOSITORY, say, write_json
+from experiments.kept import check_made_with, write_signed
+from experiments.runs import REPOSITORY, say
 from experiments.shared_folder import default_shared
 from zoo.errors import UserError
 
 RESULTS = REPOSITORY / "docs" / "benchmarks" / "continual-multilingual"
 """Where results lie that are committed, a folder for each family."""
-MADE_WITH = "made_with"
+OTHERS = "other data or sizes"
+"""What results may be of that are refused."""
 COST_ROUNDS = 12
 
 
@@ -87,7 +89,7 @@ def study(
     paths = {run.name: results / f"{run.name}.json" for run in runs}
     extra = {name: results / f"{name}.json" for name in ("choice", "cost")}
     for path in (*paths.values(), *extra.values()):
-        check_made_with(path, made_with)
+        check_made_with(path, made_with, OTHERS)
     data = encoded(family, size, corpus)
     missing = [] if only_report else [run for run in runs if not paths[run.name].is_file()]
     if missing:
@@ -98,13 +100,13 @@ def study(
         if not extra["cost"].is_file():
             session.begin(missing[0].seed, folder)
             found = measure(session, session.base, COST_ROUNDS if family.data != MADE_UP else 2)
-            write_json({MADE_WITH: made_with, "costs": [asdict(one) for one in found]}, extra["cost"])
+            write_signed({"costs": [asdict(one) for one in found]}, made_with, extra["cost"])
         for number, run in enumerate(missing, start=1):
             stage0 = session.begin(run.seed, folder)
             arm = arm_named(run.arm)
             updates = [session.update(arm, each, *choice.of(arm)) for each in range(len(family.subsets))]
             result = RunResult(run, stage0, session.scores_before(), tuple(updates))
-            write_json({MADE_WITH: made_with, **asdict(result)}, paths[run.name])
+            write_signed(asdict(result), made_with, paths[run.name])
             gain = sum(one.dev_after - one.dev_before for one in updates) / len(updates)
             say(f"{family.name}, {number} of {len(missing)}: {run.name}: {100 * gain:+.1f} on the updated languages")
     done = [read_result(path) for path in paths.values() if path.is_file()]
@@ -122,12 +124,6 @@ def study(
         runs=done,
         missing=[run.name for run in runs if not paths[run.name].is_file()],
     )
-
-
-def check_made_with(path: Path, made_with: str) -> None:
-    """Raises `UserError` if a result is of other data or sizes."""
-    if path.is_file() and json.loads(path.read_text()).get(MADE_WITH) != made_with:
-        raise UserError(f"{path} was made with other data or sizes: remove it, or give another --results")
 
 
 def read_result(path: Path) -> RunResult:

@@ -2,11 +2,12 @@
 
 import datetime
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import pages
+from experiments.choosing import command_line
 from experiments.distillation import pictures, report
 from experiments.distillation.arms import runs_of
 from experiments.distillation.sizes import SIZES
@@ -78,7 +79,7 @@ def main() -> None:
     publish(
         report.Study(
             date=datetime.date.today().isoformat(),
-            command=" ".join(["python -m experiments.distillation", *sys.argv[1:]]),
+            command=command_line("experiments.distillation"),
             machine=machine,
             size=size,
             runs=found,
@@ -121,20 +122,16 @@ def read_checks(results: Path) -> dict[str, Any]:
 
 def publish(found: report.Study, out: Path, to: Path | None) -> None:
     """Tables on the terminal; picture and numbers in `out`, or beside the report if one is asked for."""
-    for title, rows in report.tables(found):
-        print(f"\n{title}\n{report.as_text(rows)}")
-    if found.only_shows_that_it_works:
-        print(f"\n{report.WORKS}")
-    stem, folder = (to.stem, to.parent) if to else ("distillation", out)
-    folder.mkdir(parents=True, exist_ok=True)
-    picture, numbers = folder / f"{stem}.png", folder / f"{stem}.json"
-    pictures.draw(found.runs, picture)
-    numbers.write_text(json.dumps(report.as_json(found)) + "\n")
-    written = [numbers, picture]
-    if to:
-        to.write_text(report.write_report(found, [picture.name]))
-        written.append(to)
-    print("\nwrote", ", ".join(map(str, written)))
+    pages.publish(
+        "distillation",
+        out,
+        to,
+        tables=report.tables(found),
+        notes=[report.WORKS] if found.only_shows_that_it_works else [],
+        numbers=report.as_json(found),
+        draw=lambda folder, stem: pictures.draw_all(found.runs, folder, stem),
+        page=lambda names: report.write_report(found, names),
+    )
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from zoo.errors import UserError, nearest_name
+from experiments.choosing import choose
 
 TEACHER, SCRATCH, DISTILLED = "teacher", "scratch", "distilled"
 ON_POLICY, HALF_LABELS = "on-policy", "half labels"
@@ -81,10 +81,7 @@ ARMS = (
 
 def arm_named(name: str) -> Arm:
     """Raises `UserError` for an unknown one."""
-    found = {arm.name: arm for arm in ARMS}
-    if name not in found:
-        raise UserError(f"--arms: {name!r} is unknown; {nearest_name(name, list(found))}")
-    return found[name]
+    return choose(name, {arm.name: arm for arm in ARMS})
 
 
 @dataclass(frozen=True)

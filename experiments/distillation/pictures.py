@@ -13,6 +13,12 @@ from experiments.distillation.worker import Result
 COLOURS = {SCRATCH: "tab:gray", DISTILLED: "tab:blue", TEACHER: "black"}
 
 
+def draw_all(results: Sequence[Result], folder: Path, stem: str) -> list[str]:
+    """The one picture; gives its file name."""
+    draw(results, folder / f"{stem}.png")
+    return [f"{stem}.png"]
+
+
 def draw(results: Sequence[Result], path: Path) -> None:
     """Held-out novels; bars are Student's 95 % intervals over seeds, of two or more."""
     import matplotlib

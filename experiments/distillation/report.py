@@ -32,6 +32,7 @@ from experiments.distillation.speed import speed_rows
 from experiments.distillation.texts import NOVELS, WIKITEXT
 from experiments.distillation.worker import Result
 from experiments.interval import Interval
+from experiments.pages import aim_table, falls_short, write_page
 from experiments.speed.report import Rows, as_markdown, as_text
 
 __all__ = ["WORKS", "Study", "as_json", "as_text", "tables", "write_report"]
@@ -65,9 +66,7 @@ def tables(study: Study) -> list[tuple[str, Rows]]:
     """(title, rows with a header) of every table; those without rows are left out."""
     runs = study.runs
     found = [
-        ("Aims", [["", "aim", "measured", ""], *(
-            [aim.what, aim.aim, aim.measured, "reached" if aim.reached else "not reached"]
-            for aim in aims(runs, study.checks))]),
+        aim_table(aims(runs, study.checks)),
         ("Distilled against scratch at equal tokens, by size", size_rows(runs)),
         ("By token budget", budget_rows(runs)),
         ("Ways to learn from the teacher, one size", ways_rows(runs)),
@@ -169,7 +168,7 @@ def rate_rows(runs: Sequence[Result], size: Size) -> Rows:
 
 def write_report(study: Study, pictures: Sequence[str]) -> str:
     """The dated report, Markdown. What falls short is said in so many words."""
-    size, short = study.size, [aim for aim in aims(study.runs, study.checks) if not aim.reached]
+    size = study.size
     taken = dict.fromkeys(result.run.arm for result in study.runs if result.run.arm != TEACHER)
     parts = [
         f"# Distilled students against the same students from scratch, {study.date}",
@@ -180,21 +179,20 @@ def write_report(study: Study, pictures: Sequence[str]) -> str:
         "Student's 95 % interval.",
         as_markdown([["arm", "how it learns"], *([name, arm_named(name).what] for name in taken)]),
     ]
-    if study.missing:
-        parts.append(f"Not done yet: {', '.join(study.missing)}.")
-    if study.only_shows_that_it_works:
-        parts.append(WORKS)
+    notes = [WORKS] if study.only_shows_that_it_works else []
     teachers = sorted({result.teacher[:12] for result in study.runs if result.teacher is not None})
     if len(teachers) > 1:
-        parts.append(f"Students had {len(teachers)} teachers, trained from the same seed on different machines: "
+        notes.append(f"Students had {len(teachers)} teachers, trained from the same seed on different machines: "
                      f"SHA-256 {', '.join(teachers)}.")  # fmt: skip
-    for title, rows in tables(study):
-        parts += [f"## {title}", as_markdown(rows)]
-    parts.append("## What falls short")
-    parts.append("\n".join(f"* {aim.what}: {aim.measured}, aim {aim.aim}." for aim in short) or "Nothing of the aims.")
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in study.machine.items())])]
-    return "\n\n".join(parts) + "\n"
+    return write_page(
+        parts,
+        missing=study.missing,
+        notes=notes,
+        tables=tables(study),
+        ending=falls_short(aims(study.runs, study.checks)),
+        pictures=pictures,
+        machine=study.machine,
+    )
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -1,11 +1,10 @@
 """Sizes of the study, and each of its runs as `zoo.train` takes it."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from experiments.distillation.arms import DISTILLED, SCRATCH, TEACHER, Arm, Run, arm_named, top
+from experiments.kept import digest
 from zoo.data import DataConfig
 from zoo.models.gemma2 import Gemma2Config
 from zoo.recipes import Recipe
@@ -106,7 +105,7 @@ class Size:
                 parts.append([asdict(self.teacher), self.teacher_steps])
             if arm.source == "cache":
                 parts.append(self.kept_words)
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+        return digest(parts)
 
     def data_settings(self) -> dict[str, int]:
         """Of the text that runs read and are measured on; all runs of a folder have them in common."""

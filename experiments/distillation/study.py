@@ -6,7 +6,6 @@ missing. If a missing run needs the teacher and its weights are not in `out`, it
 """
 
 import contextlib
-import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,14 +14,14 @@ from experiments.distillation.arms import TEACHER, Run, arm_named, runs_of
 from experiments.distillation.sizes import SIZES, Size, cache_folder, teacher_folder
 from experiments.distillation.texts import NOVELS, prepare, shared_of
 from experiments.distillation.worker import Result, fill, read_result
-from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
+from experiments.kept import check_made_with, sign
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
 from zoo.errors import UserError
 from zoo.training.run_directory import checkpoints_dir, saved_steps
 
 RESULTS = BENCHMARKS / "distillation"
 """Where results lie that are committed."""
 WORKER = "experiments.distillation.worker"
-DIGEST = "made_with"
 
 
 def study(name: str, out: Path, results: Path, arms: Sequence[str], seeds: Sequence[int], only: bool) -> list[Result]:
@@ -37,7 +36,7 @@ def study(name: str, out: Path, results: Path, arms: Sequence[str], seeds: Seque
     runs = [size.teacher_run, *runs_of(tuple(arms) or size.arms, size.widths, tuple(seeds) or size.seeds)]
     results.mkdir(parents=True, exist_ok=True)
     paths = {run: results / f"{run.name}.json" for run in runs}
-    check_made_with(paths, size)
+    check_results(paths, size)
     missing = [] if only else [run for run in runs if not paths[run].is_file()]
     if missing:
         (out / "runs").mkdir(parents=True, exist_ok=True)
@@ -60,14 +59,10 @@ def reads_cache(run: Run, seed: int) -> bool:
     return run.seed == seed and run.arm != TEACHER and arm_named(run.arm).source == "cache"
 
 
-def check_made_with(paths: dict[Run, Path], size: Size) -> None:
+def check_results(paths: dict[Run, Path], size: Size) -> None:
     """Raises `UserError` if a result is of other sizes, text or teacher."""
     for run, path in paths.items():
-        if path.is_file() and json.loads(path.read_text()).get(DIGEST) != size.made_with(run):
-            raise UserError(
-                f"{path} was made with other sizes, another text or another teacher: remove it, or give another "
-                "--results"
-            )
+        check_made_with(path, size.made_with(run), "other sizes, another text or another teacher")
 
 
 def check_tokenizer(found: Sequence[Result], results: Path) -> None:
@@ -104,5 +99,4 @@ def carry_out_run(run: Run, name: str, out: Path, path: Path) -> None:
     else:
         arguments = [name, run.arm, str(run.width), str(run.seed), str(out), str(unsigned)]
         run_in_process(run.name, WORKER, arguments, log, worker_environment(out))
-    write_json({DIGEST: size.made_with(run), **json.loads(unsigned.read_text())}, path)
-    unsigned.unlink()
+    sign(unsigned, size.made_with(run), path)

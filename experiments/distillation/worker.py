@@ -20,6 +20,7 @@ from flax import nnx
 from experiments.distillation.arms import SCRATCH, TEACHER, Run, arm_named
 from experiments.distillation.sizes import SIZES, Size, cache_folder, recipe_of, teacher_folder
 from experiments.distillation.texts import Rows, read_prepared, shared_of, training_paths
+from experiments.kept import read_fields
 from experiments.runs import say, write_json
 from experiments.speed.zoo_worker import next_token_batch
 from zoo import train
@@ -145,8 +146,7 @@ def held_out_loss(model: Any, tokenizer: Tokenizer, rows: Rows, at_once: int) ->
 
 def read_result(path: Path) -> Result:
     """The inverse of `write_json(asdict(result), path)`."""
-    fields = json.loads(path.read_text())
-    fields.pop("made_with", None)  # the study's
+    fields = read_fields(path)
     fields |= {name: tuple(map(tuple, fields[name])) for name in ("validation", "training")}
     held_out = {name: HeldOut(**each) for name, each in fields["held_out"].items()}
     return Result(**fields | {"run": Run(**fields["run"]), "held_out": held_out})

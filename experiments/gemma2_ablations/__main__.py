@@ -8,8 +8,8 @@ python -m experiments.gemma2_ablations --quick
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.choosing import seeds_of
 from experiments.gemma2_ablations.study import RESULTS, study
-from experiments.long_context_recall.grid import whole_numbers
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
@@ -42,7 +42,7 @@ def main() -> None:
     out = options.out or Path("runs/gemma2_ablations") / ("quick" if options.quick else "")
     results = options.results or (out / "results" if options.quick else RESULTS)
     name = "quick" if options.quick else "full"
-    seeds = whole_numbers(options.seeds, "--seeds")
+    seeds = seeds_of(options.seeds)
     study(name, out, results, options.arms, seeds, options.report, options.only_report)
 
 

@@ -97,3 +97,11 @@ def _pyplot() -> Any:
     from matplotlib import pyplot
 
     return pyplot
+
+
+def draw_all(runs: Sequence[Result], folder: Path, stem: str) -> list[str]:
+    """All of `NAMES`; gives the file names."""
+    names = [f"{stem}-{name}.png" for name in NAMES]
+    for name, draw in zip(names, NAMES.values(), strict=True):
+        draw(runs, folder / name)
+    return names

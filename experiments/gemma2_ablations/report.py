@@ -22,6 +22,7 @@ from experiments.gemma2_ablations.findings import (
 )
 from experiments.gemma2_ablations.worker import Result
 from experiments.interval import interval
+from experiments.pages import write_page
 from experiments.speed.report import Rows, as_markdown, as_text
 
 __all__ = ["WORKS", "Study", "as_json", "as_text", "tables", "write_report"]
@@ -149,17 +150,16 @@ def write_report(study: Study, pictures: Sequence[str]) -> str:
         f"with Student's 95 % interval, and differences are taken seed by seed. Losses that differ by less than {SAME} "
         "nats are called the same.",
     ]
-    if study.missing:
-        parts.append(f"Not done yet: {', '.join(study.missing)}.")
-    if study.only_shows_that_it_works:
-        parts.append(WORKS)
-    for title, rows in tables(study):
-        parts += [f"## {title}", as_markdown(rows)]
     present = [arm for arm in ARMS if any(run.run.arm == arm for run in study.runs)]
-    parts += ["## Arms", as_markdown([["arm", "what it is"], *([arm, ARMS[arm]] for arm in present)])]
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in study.machine.items())])]
-    return "\n\n".join(parts) + "\n"
+    return write_page(
+        parts,
+        missing=study.missing,
+        notes=[WORKS] if study.only_shows_that_it_works else [],
+        tables=tables(study),
+        ending=["## Arms", as_markdown([["arm", "what it is"], *([arm, ARMS[arm]] for arm in present)])],
+        pictures=pictures,
+        machine=study.machine,
+    )
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -5,16 +5,17 @@ run, which can be committed: on another machine the study goes on with what is m
 """
 
 import datetime
-import json
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import pages
+from experiments.choosing import command_line
 from experiments.gemma2_ablations import pictures, report
 from experiments.gemma2_ablations.arms import WORKLOADS, Run, runs_of
 from experiments.gemma2_ablations.texts import prepare
 from experiments.gemma2_ablations.worker import Result, digest, read_result
+from experiments.kept import check_made_with
 from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
 from experiments.sparse_vs_dense.report import describe
 from zoo.errors import UserError
@@ -41,8 +42,7 @@ def study(
     results.mkdir(parents=True, exist_ok=True)
     paths = {run: results / f"{run.name}.json" for run in runs}
     for run, path in paths.items():
-        if path.is_file():
-            check_made_with(path, digest(run, workload))
+        check_made_with(path, digest(run, workload), "other settings")
     missing = [] if only else [run for run, path in paths.items() if not path.is_file()]
     if missing:
         (out / "logs").mkdir(parents=True, exist_ok=True)
@@ -60,7 +60,7 @@ def study(
     publish(
         report.Study(
             date=datetime.date.today().isoformat(),
-            command=command_line(sys.argv[1:]),
+            command=command_line("experiments.gemma2_ablations"),
             machine=machine,
             workload=workload,
             runs=found,
@@ -70,18 +70,6 @@ def study(
         out,
         report_to,
     )
-
-
-def command_line(arguments: Sequence[str]) -> str:
-    """The command as a report names it: of absolute paths, which are of this machine, the last part alone."""
-    shown = [Path(part).name if part.startswith("/") else part for part in arguments]
-    return " ".join(["python -m experiments.gemma2_ablations", *shown])
-
-
-def check_made_with(path: Path, expected: str) -> None:
-    """Raises `UserError` if a result is of other settings."""
-    if json.loads(path.read_text()).get("made_with") != expected:
-        raise UserError(f"{path} was made with other settings: remove it, or give another --results")
 
 
 def check_one_text(found: Sequence[Result], results: Path) -> None:
@@ -102,19 +90,13 @@ def fill(run: Run, name: str, out: Path, path: Path) -> None:
 
 def publish(found: report.Study, out: Path, to: Path | None) -> None:
     """Tables on the terminal; pictures and numbers in `out`, or beside the report if one is asked for."""
-    for title, rows in report.tables(found):
-        print(f"\n{title}\n{report.as_text(rows)}")
-    if found.only_shows_that_it_works:
-        print(f"\n{report.WORKS}")
-    stem, folder = (to.stem, to.parent) if to else ("gemma2-ablations", out)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{stem}-{name}.png" for name in pictures.NAMES]
-    for name, draw in zip(names, pictures.NAMES.values(), strict=True):
-        draw(found.runs, folder / name)
-    numbers = folder / f"{stem}.json"
-    numbers.write_text(json.dumps(report.as_json(found), allow_nan=False) + "\n")
-    written = [numbers, *(folder / name for name in names)]
-    if to:
-        to.write_text(report.write_report(found, names))
-        written.append(to)
-    print("\nwrote", ", ".join(map(str, written)))
+    pages.publish(
+        "gemma2-ablations",
+        out,
+        to,
+        tables=report.tables(found),
+        notes=[report.WORKS] if found.only_shows_that_it_works else [],
+        numbers=report.as_json(found),
+        draw=lambda folder, stem: pictures.draw_all(found.runs, folder, stem),
+        page=lambda names: report.write_report(found, names),
+    )

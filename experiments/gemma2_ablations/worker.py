@@ -1,6 +1,5 @@
 """python -m experiments.gemma2_ablations.worker: one training run and its measurements, as JSON."""
 
-import hashlib
 import json
 import sys
 import time
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from experiments import kept
 from experiments.gemma2_ablations.arms import BASE, WORKLOADS, Run, Workload, model_of, optimizer_of
 from experiments.gemma2_ablations.texts import fingerprint, probe_rows, test_rows, unigram_loss
 from experiments.gemma2_ablations.training import Probe, held_out_loss, losses_by_window, new_model, train
@@ -59,7 +59,7 @@ def digest(run: Run, workload: Workload) -> str:
     for name in ("arms", "seeds", "learning_rates"):  # which runs there are is no setting of one of them
         del fields[name]
     parts = [fields, asdict(model_of(run.arm, workload)), asdict(optimizer_of(workload)), run.arm, run.learning_rate]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+    return kept.digest(parts)
 
 
 def carry_out(run: Run, workload: Workload, texts: Texts) -> Result:

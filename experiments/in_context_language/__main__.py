@@ -8,11 +8,11 @@ python -m experiments.in_context_language --checkpoint CKPT --real kalamang
 import datetime
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from experiments.choosing import command_line
 from experiments.in_context_language import findings, pictures, real_languages, report
 from experiments.in_context_language.baselines import shared_folder
 from experiments.in_context_language.spelling import make_tokenizer
@@ -87,7 +87,7 @@ def study(settings: InContextLanguage) -> None:
             say(f"{run.name} was ended: {found[-1].ended}")
     results = report.Results(
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m experiments.in_context_language", *sys.argv[1:]]),
+        command=command_line("experiments.in_context_language"),
         machine=report.describe(),
         workload=replace(workload, seeds=seeds),
         baselines=findings.baselines_of(workload),
@@ -163,7 +163,7 @@ def examine_real(settings: InContextLanguage) -> None:
     if settings.report:
         settings.report.parent.mkdir(parents=True, exist_ok=True)
         title = f"# {material.language}, {settings.checkpoint}, {datetime.date.today().isoformat()}"
-        command = " ".join(["python -m experiments.in_context_language", *sys.argv[1:]])
+        command = command_line("experiments.in_context_language")
         settings.report.write_text(f"{title}\n\n`{command}`\n\n{report.as_markdown(rows)}\n")
     print("\nwrote", path)
 

@@ -2,11 +2,11 @@
 
 import datetime
 import json
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from experiments.choosing import command_line
 from experiments.likelihood_vs_position import pictures, report
 from experiments.likelihood_vs_position.arms import FULL, QUICK, Run, Workload, runs_of
 from experiments.likelihood_vs_position.findings import LEAST_LENGTH
@@ -81,7 +81,7 @@ def main() -> None:
     )
     results = report.Results(
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m experiments.likelihood_vs_position", *sys.argv[1:]]),
+        command=command_line("experiments.likelihood_vs_position"),
         machine=machine,
         draws=workload.draws,
         only_shows_that_it_works=settings.quick,

@@ -2,10 +2,10 @@
 
 import datetime
 import json
-import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from experiments.choosing import command_line
 from experiments.likelihood_vs_position.texts import default_texts, keep_setting, prepare
 from experiments.local_global import pictures, report
 from experiments.local_global.arms import FULL, QUICK, runs_of
@@ -75,7 +75,7 @@ def main() -> None:
         in_process(out, costs, "costs", [size, str(costs)])
     results = report.Results(
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m experiments.local_global", *sys.argv[1:]]),
+        command=command_line("experiments.local_global"),
         machine=machine,
         source=texts.source,
         workload=workload,

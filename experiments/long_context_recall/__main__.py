@@ -12,7 +12,6 @@ python -m experiments.long_context_recall --quick
 import datetime
 import json
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from experiments.choosing import command_line
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
@@ -180,7 +180,7 @@ def examine(options: LongContextRecall) -> None:
     fill(subject, missing, options.samples, folder, predicted)
     results = report.Results(
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m experiments.long_context_recall", *sys.argv[1:]]),
+        command=command_line("experiments.long_context_recall"),
         machine=machine,
         setting=setting,
         trained_context=subject.model.config.max_position_embeddings,

@@ -2,10 +2,10 @@
 
 import datetime
 import os
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from experiments.choosing import command_line
 from experiments.multimodal import pictures, report
 from experiments.multimodal.arms import FULL, JOINT, QUICK, Run, Workload, recipe_of, runs_of
 from experiments.multimodal.prepare import REPOSITORY, Prepared, environment, prepare
@@ -57,7 +57,7 @@ def main() -> None:
         found.append(read_result(path))
     results = report.Results(
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m experiments.multimodal", *sys.argv[1:]]),
+        command=command_line("experiments.multimodal"),
         machine=report.describe(),
         workload=workload,
         prepared=prepared,

@@ -2,10 +2,10 @@
 
 import datetime
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.choosing import command_line
 from experiments.quantisation import pictures, report, seed
 from experiments.quantisation.kinds import FULL, INT4, INT8, QUICK, Workload
 from experiments.quantisation.programs import measure_memory, measure_speed
@@ -51,7 +51,7 @@ def main() -> None:
     speed = measure_speed(workload, (INT8, INT4))
     results = report.Results(
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m experiments.quantisation", *sys.argv[1:]]),
+        command=command_line("experiments.quantisation"),
         machine=machine,
         source=source,
         workload=workload,

@@ -8,10 +8,10 @@ python -m experiments.relation_extraction --dataset FOLDER --encoder bert-base-m
 
 import datetime
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.choosing import command_line, seeds_of
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
@@ -56,13 +56,13 @@ def main() -> None:
     settings = parse_command(RelationExtraction, "experiments.relation_extraction")
     from experiments.relation_extraction.datasets import MADE_UP
     from experiments.relation_extraction.report import Study
-    from experiments.relation_extraction.study import results_of, setting_of, study, whole_numbers
+    from experiments.relation_extraction.study import results_of, setting_of, study
     from experiments.sparse_vs_dense.report import describe
 
     wanted = datasets_of(settings)
     if settings.quick and (settings.encoder is not None or settings.report is not None):
         raise UserError("--quick makes data and encoder of its own, and no report: leave --encoder and --report out")
-    seeds = whole_numbers(settings.seeds, (0,) if settings.quick else range(5))
+    seeds = seeds_of(settings.seeds, (0,) if settings.quick else range(5))
     machine = describe()  # before this command puts a load on it
     above = settings.out or Path("runs/relation_extraction") / ("quick" if settings.quick else "")
     parts = []
@@ -75,7 +75,7 @@ def main() -> None:
     publish(
         Study(
             date=datetime.date.today().isoformat(),
-            command=" ".join(["python -m experiments.relation_extraction", *sys.argv[1:]]),
+            command=command_line("experiments.relation_extraction"),
             machine=machine,
             parts=parts,
             only_shows_that_it_works=settings.quick,

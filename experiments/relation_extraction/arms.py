@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from experiments.choosing import choose
 from experiments.relation_extraction.reader import Relations
-from zoo.errors import UserError, nearest_name
+from zoo.errors import UserError
 
 Head = Literal["passage", "attention", "average", "at least one", "mnre"]
 Encoder = Literal["pre-trained", "scratch", "pcnn", "linear"]
@@ -160,10 +161,7 @@ DEFAULT_ARMS = {
 
 def arm_named(name: str) -> Arm:
     """Raises `UserError` for an unknown one."""
-    found = {arm.name: arm for arm in ARMS}
-    if name not in found:
-        raise UserError(f"--arms: {name!r} is unknown; {nearest_name(name, list(found))}")
-    return found[name]
+    return choose(name, {arm.name: arm for arm in ARMS})
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,12 @@ JSON for each finished run, figures only, which can be committed: on another mac
 missing. (There the encoder is pre-trained anew, from the same text and seed.)
 """
 
-import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from experiments import kept
+from experiments.kept import check_made_with
 from experiments.relation_extraction.arms import SIZES, Run, arm_named, arms_of, runs_of
 from experiments.relation_extraction.corpus import Corpus
 from experiments.relation_extraction.datasets import FOLDERS, MADE_UP, Dataset, read_dataset, speaks
@@ -25,7 +25,7 @@ from zoo.errors import UserError
 RESULTS = BENCHMARKS / "relation-extraction"
 """Where results lie that are committed, a folder for each data set that is known by name."""
 WORKER = "experiments.relation_extraction.worker"
-MADE_WITH, PRETRAINING = "made_with", "pretraining.json"
+PRETRAINING = "pretraining.json"
 
 
 def setting_of(dataset: Dataset, encoder: Path | None) -> Setting:
@@ -70,8 +70,7 @@ def study(
     results.mkdir(parents=True, exist_ok=True)
     paths = {run.name: results / f"{run.name}.json" for run in runs}
     for run in runs:
-        if paths[run.name].is_file():
-            check_made_with(paths[run.name], made_with(setting, run.arm, fingerprint))
+        check_made_with(paths[run.name], made_with(setting, run.arm, fingerprint), "other data, sizes or novels")
     missing = [] if only_report else [run for run in runs if not paths[run.name].is_file()]
     if missing:
         (out / "runs").mkdir(parents=True, exist_ok=True)
@@ -86,9 +85,7 @@ def study(
         else:
             arguments = [str(out), run.arm, str(run.seed), str(unsigned)]
             run_in_process(run.name, WORKER, arguments, unsigned.with_suffix(".log"), worker_environment(out))
-        signed = {MADE_WITH: made_with(setting, run.arm, fingerprint), **json.loads(unsigned.read_text())}
-        write_json(signed, paths[run.name])
-        unsigned.unlink()
+        kept.sign(unsigned, made_with(setting, run.arm, fingerprint), paths[run.name])
     found = [read_result(path) for path in paths.values() if path.is_file()]
     if not found:
         raise UserError(f"{results} has no result of these arms and seeds: leave --only-report out")
@@ -128,13 +125,7 @@ def made_with(setting: Setting, arm: str, fingerprint: str) -> str:
     encoder = None if setting.encoder is None else Path(setting.encoder).name
     novels = [Path(path).name for path in training_novels()] if setting.novels and encoder is None else []
     parts = [asdict(setting.size), asdict(arm_named(arm)), fingerprint, encoder, novels]
-    return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
-
-
-def check_made_with(path: Path, digest: str) -> None:
-    """Raises `UserError` if a result is of other data, sizes or text."""
-    if json.loads(path.read_text()).get(MADE_WITH) != digest:
-        raise UserError(f"{path} was made with other data, sizes or novels: remove it, or give another --results")
+    return kept.digest(parts)
 
 
 def write_setting_once(setting: Setting, fingerprint: str, out: Path) -> None:
@@ -152,13 +143,3 @@ def encoder_told(setting: Setting) -> str:
     if setting.encoder is not None:
         return f"the folder {Path(setting.encoder).name}"
     return f"a BERT of {size.num_layers} layers and width {size.embed_dim}, {size.vocab_size:,} pieces at most"
-
-
-def whole_numbers(text: str, default: Sequence[int]) -> tuple[int, ...]:
-    """ "0,1,2" as numbers; "" is the default. Raises `UserError` for anything else."""
-    if not text:
-        return tuple(default)
-    parts = text.split(",")
-    if not all(part.strip().isdigit() for part in parts) or len(set(parts)) != len(parts):
-        raise UserError(f"--seeds: need different whole numbers with commas between them, like 0,1,2; got {text!r}")
-    return tuple(int(part) for part in parts)

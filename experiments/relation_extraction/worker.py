@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from flax import nnx
 
+from experiments.kept import read_fields
 from experiments.relation_extraction import linear
 from experiments.relation_extraction.arms import Arm, Run, Size, arm_named
 from experiments.relation_extraction.bags import Bag, language_names, of_language, size_names
@@ -152,8 +153,7 @@ def precisions(curve: Curve) -> tuple[float, ...]:
 
 def read_result(path: Path) -> Result:
     """The inverse of `write_json(asdict(result), path)`."""
-    fields = json.loads(path.read_text())
-    fields.pop("made_with", None)  # the study's
+    fields = read_fields(path)
     fields |= {"curve": tuple(fields["curve"]), "epochs": tuple(map(tuple, fields["epochs"]))}
     return Result(**fields | {"run": Run(**fields["run"])})
 

@@ -8,13 +8,10 @@ python -m experiments.shared_workspace --quick
 """
 
 import datetime
-import json
-import sys
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from experiments.shared_folder import named
+from experiments.choosing import command_line, seeds_of
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
@@ -53,7 +50,7 @@ def main() -> None:
     from experiments.shared_workspace.study import RESULTS, study
     from experiments.sparse_vs_dense.report import describe
 
-    seeds = whole_numbers(settings.seeds)
+    seeds = seeds_of(settings.seeds)
     machine = describe()  # before this command puts a load on it
     name = "quick" if settings.quick else "full"
     out = settings.out or Path("runs/shared_workspace") / ("quick" if settings.quick else "")
@@ -65,7 +62,7 @@ def main() -> None:
     publish(
         report.Study(
             date=datetime.date.today().isoformat(),
-            command=told(sys.argv[1:]),
+            command=command_line("experiments.shared_workspace"),
             machine=machine,
             size=name,
             runs=found.runs,
@@ -77,40 +74,22 @@ def main() -> None:
     )
 
 
-def told(arguments: Sequence[str]) -> str:
-    """The command line, without where its folders lie on this machine."""
-    short = (named(part) if Path(part).is_absolute() else part for part in arguments)
-    return " ".join(["python -m experiments.shared_workspace", *short])
-
-
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """ "0,1,2" as numbers; none for "". Raises `UserError` for anything else."""
-    parts = [part.strip() for part in text.split(",")] if text else []
-    if not all(part.isdigit() for part in parts) or len(set(parts)) != len(parts):
-        raise UserError(f"--seeds: need different whole numbers with commas between them, like 0,1,2; got {text!r}")
-    return tuple(map(int, parts))
-
-
 def publish(found, out: Path, to: Path | None) -> None:
     """Tables on the terminal; pictures and numbers in `out`, or beside the report if one is asked for."""
+    from experiments import pages
     from experiments.shared_workspace import report, study_pictures
 
-    for title, rows in report.tables(found):
-        print(f"\n{title}\n{report.as_text(rows)}")
-    if found.missing:
-        print(f"\nnot done yet: {', '.join(found.missing)}")
-    if found.size == "quick":
-        print(f"\n{report.WORKS}")
-    stem, folder = (to.stem, to.parent) if to else ("study", out)
-    folder.mkdir(parents=True, exist_ok=True)
-    names = study_pictures.draw_all(found, folder, stem)
-    numbers = folder / f"{stem}.json"
-    numbers.write_text(json.dumps(report.as_json(found)) + "\n")
-    written = [numbers, *(folder / name for name in names)]
-    if to:
-        to.write_text(report.write_report(found, names))
-        written.append(to)
-    print("\nwrote", ", ".join(map(str, written)))
+    missing = [f"not done yet: {', '.join(found.missing)}"] if found.missing else []
+    pages.publish(
+        "study",
+        out,
+        to,
+        tables=report.tables(found),
+        notes=missing + ([report.WORKS] if found.size == "quick" else []),
+        numbers=report.as_json(found),
+        draw=lambda folder, stem: study_pictures.draw_all(found, folder, stem),
+        page=lambda names: report.write_report(found, names),
+    )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.interval import Interval, interval
+from experiments.pages import aim_table, falls_short, write_page
 from experiments.shared_workspace import arms, cost, findings
 from experiments.shared_workspace.cost import Costs
 from experiments.shared_workspace.findings import bounded, by_arm, figure, paired
@@ -13,7 +14,7 @@ from experiments.shared_workspace.rolling_out import TESTS
 from experiments.shared_workspace.sizes import SIZES
 from experiments.shared_workspace.sort_of_clevr import KINDS, SUBKINDS
 from experiments.shared_workspace.writers import ROLES
-from experiments.speed.report import Rows, as_markdown, as_text
+from experiments.speed.report import Rows, as_text
 
 __all__ = ["WORKS", "Study", "as_json", "as_text", "tables", "write_report"]
 
@@ -47,9 +48,7 @@ def tables(study: Study) -> list[tuple[str, Rows]]:
     """(title, rows with a header) of every table that has anything in it."""
     runs = study.runs
     found = [
-        ("Aims", [["", "aim", "measured", ""], *(
-            [aim.what, aim.aim, aim.measured, "reached" if aim.reached else "short"]
-            for aim in findings.aims(runs, study.costs))]),
+        aim_table(findings.aims(runs, study.costs)),
         ("Sort-of-CLEVR: part of right answers", answer_rows(runs, arms.MAIN)),
         ("Sort-of-CLEVR: TR+HSW and TR+SSW minus the others, seed by seed", difference_rows(runs)),
         ("Sort-of-CLEVR: right answers by question", question_rows(runs)),
@@ -185,18 +184,15 @@ def write_report(study: Study, pictures: Sequence[str]) -> str:
         f"and {ball.steps:,} of {ball.batch_size} sequences of {size.ball.length} frames. Means over seeds with "
         "Student's 95 % intervals; differences seed by seed.",
     ]
-    if study.missing:
-        parts.append(f"Not done yet: {', '.join(study.missing)}.")
-    for title, rows in tables(study):
-        parts += [f"## {title}", as_markdown(rows)]
-    short = [aim for aim in findings.aims(study.runs, study.costs) if not aim.reached]
-    parts.append("## What falls short")
-    parts.append("\n".join(f"* {aim.what}: {aim.measured}, aim {aim.aim}." for aim in short) or "Nothing of the aims.")
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in study.machine.items())])]
-    if study.costs is not None:
-        parts.append(f"Load before costs were measured: {study.costs.load}.")
-    return "\n\n".join(parts) + "\n"
+    load = {} if study.costs is None else {"load before costs were measured": str(study.costs.load)}
+    return write_page(
+        parts,
+        missing=study.missing,
+        tables=tables(study),
+        ending=falls_short(findings.aims(study.runs, study.costs)),
+        pictures=pictures,
+        machine=study.machine | load,
+    )
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -1,14 +1,11 @@
 """What one run found, and its JSON."""
 
-import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.kept import read_fields
 from experiments.shared_workspace.arms import Run
-
-MADE_WITH = "made_with"
-"""The study's field in the JSON: a digest of the settings."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +30,6 @@ class Result:
 
 def read_result(path: Path) -> Result:
     """The inverse of `write_json(asdict(result), path)`."""
-    fields = json.loads(path.read_text())
-    fields.pop(MADE_WITH, None)
+    fields = read_fields(path)
     curve = tuple((int(step), float(loss)) for step, loss in fields["curve"])
     return Result(**fields | {"run": Run(**fields["run"]), "curve": curve})

@@ -1,9 +1,8 @@
 """Sizes of models, data and training."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 
+from experiments.kept import digest
 from experiments.shared_workspace import sort_of_clevr
 from experiments.shared_workspace.arms import Arm
 from zoo.models.rims import BOUNCING_BALLS, RimsConfig
@@ -132,7 +131,7 @@ class Size:
     def made_with(self, arm: Arm) -> str:
         """A digest of everything that a run of an arm comes from, its seed apart."""
         parts = [asdict(self.of(arm)), asdict(arm)]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+        return digest(parts)
 
 
 def transformer_of(arm: Arm, size: Size) -> WorkspaceTransformerConfig:

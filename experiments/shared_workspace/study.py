@@ -5,7 +5,6 @@ finished run, which can be committed: on another machine the study goes on with 
 one that is stopped is done anew.
 """
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -13,10 +12,11 @@ from pathlib import Path
 
 import jax
 
+from experiments.kept import check_made_with, write_signed
 from experiments.runs import BENCHMARKS, say, write_json
 from experiments.shared_workspace import classifiers, cost, rolling_out
 from experiments.shared_workspace.arms import QUESTION_ONLY, Arm, Run, arms_named, runs_of
-from experiments.shared_workspace.result import MADE_WITH, Result, read_result
+from experiments.shared_workspace.result import Result, read_result
 from experiments.shared_workspace.sizes import SIZES, TEST_SEED, Size
 from experiments.speed import machine
 from zoo.errors import UserError
@@ -58,8 +58,7 @@ def study(
     results.mkdir(parents=True, exist_ok=True)
     paths = {run.name: results / f"{run.name}.json" for run in runs}
     for run in runs:
-        if paths[run.name].is_file():
-            check_made_with(paths[run.name], size.made_with(by_name[run.arm]))
+        check_made_with(paths[run.name], size.made_with(by_name[run.arm]), "other sizes or another arm")
     if costs:
         write_json(asdict(measure_costs(name)), results / COST)
     missing = [] if only_report or costs else [run for run in runs if not paths[run.name].is_file()]
@@ -68,8 +67,8 @@ def study(
     for number, run in enumerate(missing, start=1):
         say(f"{number} of {len(missing)}: {run.name}")
         arm = by_name[run.arm]
-        fields = asdict(carry_out(run, arm, size, out / "data"))
-        write_json({MADE_WITH: size.made_with(arm), **fields}, paths[run.name])
+        found_out = carry_out(run, arm, size, out / "data")
+        write_signed(asdict(found_out), size.made_with(arm), paths[run.name])
         jax.clear_caches()  # no other arm has its programs
     found = [read_result(path) for path in paths.values() if path.is_file()]
     kept = cost.read_costs(results / COST) if (results / COST).is_file() else None
@@ -101,12 +100,6 @@ def measure_costs(name: str) -> cost.Costs:
             f"{'its gradient' if training else 'its result'}, {rounds} rounds")  # fmt: skip
         parts.append(cost.measure(size=size, training=training, rounds=rounds))
     return cost.Costs(size, tuple(parts[0]), tuple(parts[1]), load)
-
-
-def check_made_with(path: Path, digest: str) -> None:
-    """Raises `UserError` if a result is of other settings."""
-    if json.loads(path.read_text()).get(MADE_WITH) != digest:
-        raise UserError(f"{path} was made with other sizes or another arm: remove it, or give another --results")
 
 
 def keep_compiled(folder: Path) -> None:

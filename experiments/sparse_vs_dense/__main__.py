@@ -4,10 +4,10 @@ import datetime
 import functools
 import json
 import os
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from experiments.choosing import command_line
 from experiments.runs import run_in_process, say
 from experiments.shared_folder import named, training_novels
 from experiments.sparse_vs_dense import findings, pictures, report
@@ -59,7 +59,7 @@ def main() -> None:
     compared = carry_out(comparison(workload, rates), "comparison")
     results = report.Results(
         date=datetime.date.today().isoformat(),
-        command=" ".join(["python -m experiments.sparse_vs_dense", *sys.argv[1:]]),
+        command=command_line("experiments.sparse_vs_dense"),
         machine=report.describe(),
         source=source,
         workload=workload,

@@ -6,12 +6,10 @@ python -m experiments.twin_augmentation --report docs/benchmarks/DATE-twin-augme
 """
 
 import datetime
-import json
-import shlex
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from experiments.choosing import command_line, seeds_of
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
 
@@ -42,15 +40,15 @@ class TwinAugmentation:
 
 def main() -> None:
     settings = parse_command(TwinAugmentation, "experiments.twin_augmentation")
-    from experiments.long_context_recall.grid import whole_numbers
-    from experiments.twin_augmentation.report import Study, describe
+    from experiments.sparse_vs_dense.report import describe
+    from experiments.twin_augmentation.report import Study
     from experiments.twin_augmentation.study import RESULTS, study
 
     if settings.quick and settings.report is not None:
         raise UserError("--quick makes no report: leave --report out")
     if settings.jobs < 1:
         raise UserError(f"--jobs {settings.jobs}: at least 1")
-    seeds = whole_numbers(settings.seeds, "--seeds") or ((0,) if settings.quick else tuple(range(5)))
+    seeds = seeds_of(settings.seeds, (0,) if settings.quick else range(5))
     machine = describe()  # before this command puts a load on it
     out = settings.out or Path("runs/twin_augmentation") / ("quick" if settings.quick else "")
     results = settings.results or (out / "results" if settings.quick else RESULTS)
@@ -59,7 +57,7 @@ def main() -> None:
     publish(
         Study(
             date=datetime.date.today().isoformat(),
-            command="python -m experiments.twin_augmentation " + shlex.join(sys.argv[1:]),
+            command=command_line("experiments.twin_augmentation"),
             machine=machine,
             runs=runs,
             missing=missing,
@@ -73,24 +71,20 @@ def main() -> None:
 
 def publish(found, out: Path, to: Path | None) -> None:
     """Tables on the terminal; pictures and numbers in `out`, or beside the report if one is asked for."""
-    from experiments.speed.report import as_text
+    from experiments import pages
     from experiments.twin_augmentation import pictures, report
 
-    stem, folder = (to.stem, to.parent) if to else ("study", out)
-    folder.mkdir(parents=True, exist_ok=True)
-    for title, rows in report.tables(found):
-        print(f"\n{title}\n{as_text(rows)}")
-    if found.missing:
-        print(f"\nnot done yet: {', '.join(found.missing)}")
-    print(f"\n{report.WORKS if found.only_shows_that_it_works else report.NO_DEVICE}")
-    names = pictures.draw_all(found.runs, stem, folder)
-    numbers = folder / f"{stem}.json"
-    numbers.write_text(json.dumps(report.as_json(found)) + "\n")
-    written = [numbers, *(folder / name for name in names)]
-    if to:
-        to.write_text(report.write_report(found, names))
-        written.append(to)
-    print("\nwrote", ", ".join(map(str, written)))
+    missing = [f"not done yet: {', '.join(found.missing)}"] if found.missing else []
+    pages.publish(
+        "study",
+        out,
+        to,
+        tables=report.tables(found),
+        notes=[*missing, report.WORKS if found.only_shows_that_it_works else report.NO_DEVICE],
+        numbers=report.as_json(found),
+        draw=lambda folder, stem: pictures.draw_all(found.runs, stem, folder),
+        page=lambda names: report.write_report(found, names),
+    )
 
 
 if __name__ == "__main__":

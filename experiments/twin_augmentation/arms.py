@@ -1,12 +1,11 @@
 """What is compared, on what, and how large: collections of images, backbones, sizes and runs."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
+from experiments.choosing import choose
+from experiments.kept import digest
 from experiments.twin_augmentation.imbalance import RATIOS
-from zoo.errors import UserError, nearest_name
 
 Backbone = Literal["pixels", "resnet", "densenet", "vit"]
 View = Literal["whole", "border"]
@@ -84,11 +83,6 @@ class Size:
         return digest([asdict(arm) | {"ratios": None}, self.steps_of(arm), chosen, fingerprint])
 
 
-def digest(parts: Any) -> str:
-    """Of anything that JSON can write."""
-    return hashlib.blake2b(json.dumps(parts, sort_keys=True).encode(), digest_size=8).hexdigest()
-
-
 SIZES = {
     "full": Size(
         arms=tuple(arm.name for arm in ARMS if arm.collection != MADE_UP),
@@ -108,10 +102,7 @@ SIZES = {
 
 def arm_named(name: str) -> Arm:
     """Raises `UserError` for an unknown one."""
-    found = {arm.name: arm for arm in ARMS}
-    if name not in found:
-        raise UserError(f"--arms: {name!r} is unknown; {nearest_name(name, list(found))}")
-    return found[name]
+    return choose(name, {arm.name: arm for arm in ARMS})
 
 
 @dataclass(frozen=True)

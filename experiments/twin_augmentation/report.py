@@ -1,12 +1,11 @@
 """Tables for the terminal and the dated report, from the same results."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from experiments.interval import Interval, interval
-from experiments.speed import machine
+from experiments.pages import aim_table, write_page
 from experiments.speed.report import Rows, as_markdown
 from experiments.twin_augmentation.arms import COLLECTIONS, COVID
 from experiments.twin_augmentation.findings import (
@@ -51,11 +50,6 @@ class Study:
     """Of --quick."""
 
 
-def describe() -> dict[str, str]:
-    """What the figures were taken on."""
-    return machine.describe(sorted(os.sched_getaffinity(0)))
-
-
 def tables(study: Study) -> list[tuple[str, Rows]]:
     """(title, rows with a header) of every table."""
     found = []
@@ -70,8 +64,7 @@ def tables(study: Study) -> list[tuple[str, Rows]]:
     found.append(("Runs", run_rows(study.runs)))
     listed = aims(study.runs)
     if listed:
-        rows = [[aim.what, aim.aim, aim.measured, "reached" if aim.reached else "not reached"] for aim in listed]
-        found.append(("Aims", [["", "aim", "measured", ""], *rows]))
+        found.append(aim_table(listed))
     return found
 
 
@@ -160,15 +153,14 @@ def write_report(study: Study, pictures: Sequence[str]) -> str:
         as_markdown([["collection", "what"], *took_part]),
         as_markdown([["head", "what"], *([name, what] for name, what in HEADS.items())]),
     ]
-    if study.missing:
-        parts.append(f"Not done yet: {', '.join(study.missing)}.")
-    if study.only_shows_that_it_works:
-        parts.append(WORKS)
-    for title, rows in tables(study):
-        parts += [f"## {title}", as_markdown(rows)]
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in study.machine.items())])]
-    return "\n\n".join(parts) + "\n"
+    return write_page(
+        parts,
+        missing=study.missing,
+        notes=[WORKS] if study.only_shows_that_it_works else [],
+        tables=tables(study),
+        pictures=pictures,
+        machine=study.machine,
+    )
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -11,17 +11,20 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
-from experiments.runs import REPOSITORY, run_in_process, say, worker_environment, write_json
+from experiments.kept import check_made_with, digest, write_signed
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
 from experiments.shared_folder import default_shared
-from experiments.twin_augmentation.arms import SIZES, Run, arm_named, digest, runs_of
+from experiments.twin_augmentation.arms import SIZES, Run, arm_named, runs_of
 from experiments.twin_augmentation.reader import read_nih_hannover
 from experiments.twin_augmentation.source_leak import leaks
 from experiments.twin_augmentation.tasks import fingerprint
 from experiments.twin_augmentation.worker import Result, fill, read_result
 from zoo.errors import UserError
 
-RESULTS = REPOSITORY / "docs" / "benchmarks" / "twin-augmentation"
+RESULTS = BENCHMARKS / "twin-augmentation"
 """Where results lie that are committed."""
+OTHERS = "other settings or data"
+"""What results may be of that are refused."""
 WORKER = "experiments.twin_augmentation.worker"
 LEAK = "source-leak.json"
 
@@ -43,8 +46,7 @@ def study(
     results.mkdir(parents=True, exist_ok=True)
     paths = {run.name: results / f"{run.name}.json" for run in runs}
     for run in runs:
-        if paths[run.name].is_file():
-            check_made_with(paths[run.name], made_with[run.arm])
+        check_made_with(paths[run.name], made_with[run.arm], OTHERS)
     missing = [] if only else [run for run in runs if not paths[run.name].is_file()]
     if name == "quick":
         for run in missing:
@@ -97,19 +99,13 @@ def single_thread() -> dict[str, str]:
 def source_leak(path: Path, seeds: int, *, only: bool) -> list[dict]:
     """The rows of `source_leak.leaks`, kept in a file as the runs are; none if it is not there and `only`."""
     made_with = digest([seeds, "source leak"])
+    check_made_with(path, made_with, OTHERS)
     if path.is_file():
-        check_made_with(path, made_with)
         return json.loads(path.read_text())["rows"]
     shared = default_shared()
     if only or shared is None:
         return []
     say("source leak")
     rows = [asdict(leak) for leak in leaks(read_nih_hannover(shared), seeds)]
-    write_json({"made_with": made_with, "rows": rows}, path)
+    write_signed({"rows": rows}, made_with, path)
     return rows
-
-
-def check_made_with(path: Path, made_with: str) -> None:
-    """Raises `UserError` for a result of other settings or data."""
-    if json.loads(path.read_text()).get("made_with") != made_with:
-        raise UserError(f"{path} is a result of other settings or data: choose another --results, or remove it")

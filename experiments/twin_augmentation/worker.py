@@ -4,7 +4,6 @@ A run trains the backbone (by cross-entropy, class-weighted and focal), computes
 every head on them.
 """
 
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass, field
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.runs import say, write_json
+from experiments.kept import read_fields, write_signed
+from experiments.runs import say
 from experiments.twin_augmentation.arms import MADE_UP, SIZES, Arm, Run, Size, arm_named
 from experiments.twin_augmentation.backbones import PIXELS_SIDE, features_of, saliency, trained
 from experiments.twin_augmentation.controls import class_weights
@@ -156,8 +156,7 @@ def _shares(train: Part) -> np.ndarray:
 
 def read_result(path: Path) -> Result:
     """The inverse of `write_json(asdict(result), path)`."""
-    fields = json.loads(path.read_text())
-    fields.pop("made_with", None)  # the study's
+    fields = read_fields(path)
     return Result(**fields | {"run": Run(**fields["run"])})
 
 
@@ -174,7 +173,7 @@ def fill(run: Run, size: Size, collections: dict, made_with: str, results: Path)
     """Carries a run out and writes its file."""
     began = time.time()
     result = carry_out(run, size, task_of(run, arm_named(run.arm), collections))
-    write_json({"made_with": made_with, **_rounded(asdict(result))}, results / f"{run.name}.json")
+    write_signed(_rounded(asdict(result)), made_with, results / f"{run.name}.json")
     say(f"{run.name}: {time.time() - began:.0f} s")
 
 

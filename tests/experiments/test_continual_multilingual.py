@@ -20,9 +20,10 @@ from experiments.continual_multilingual.languages import (
     slot_gates,
     width_of,
 )
-from experiments.continual_multilingual.study import check_made_with
+from experiments.continual_multilingual.study import OTHERS
 from experiments.continual_multilingual.trainer import batches, rate_at
 from experiments.continual_multilingual.updates import paired_error
+from experiments.kept import check_made_with
 from zoo.errors import UserError
 
 TABLE = np.array([[0.0, 0.1, 0.5, 0.9], [0.1, 0.0, 0.6, 0.8], [0.5, 0.6, 0.0, 0.7], [0.9, 0.8, 0.7, 0.0]])
@@ -130,6 +131,6 @@ def test_runs_go_seed_by_seed_and_results_of_other_settings_are_refused(tmp_path
         runs_of(("lora2",), (0,))
     path = tmp_path / "full-seed-0.json"
     path.write_text(json.dumps({"made_with": "this"}))
-    check_made_with(path, "this")
+    check_made_with(path, "this", OTHERS)
     with pytest.raises(UserError, match="other data or sizes"):
-        check_made_with(path, "that")
+        check_made_with(path, "that", OTHERS)

@@ -13,7 +13,7 @@ from experiments.distillation.sizes import FULL, QUICK, cache_folder, recipe_of,
 from experiments.distillation.speed import ratios, speed_rows
 from experiments.distillation.speed_worker import CACHED, KINDS, ONLINE, STUDENT
 from experiments.distillation.speed_worker import TEACHER as FORWARD
-from experiments.distillation.study import check_made_with, check_tokenizer, reads_cache, study
+from experiments.distillation.study import check_results, check_tokenizer, reads_cache, study
 from experiments.distillation.texts import NOVELS, WIKITEXT, passages, shared_of
 from experiments.distillation.worker import HeldOut, Result, curves, read_result
 from experiments.runs import write_json
@@ -100,9 +100,9 @@ def test_a_result_is_read_as_it_was_written_and_refused_from_another_setting(tmp
     path = tmp_path / "x.json"
     write_json({"made_with": FULL.made_with(written.run), **asdict(written)}, path)
     assert read_result(path) == written
-    check_made_with({written.run: path}, FULL)
+    check_results({written.run: path}, FULL)
     with pytest.raises(UserError, match="was made with other sizes"):
-        check_made_with({written.run: path}, replace(FULL, steps=999))
+        check_results({written.run: path}, replace(FULL, steps=999))
     with pytest.raises(UserError, match="different tokenizers"):
         check_tokenizer([written, replace(written, tokenizer="other")], tmp_path)
 

@@ -283,11 +283,6 @@ def test_results_of_other_settings_or_texts_are_refused(tmp_path):
         study.check_one_text([result(BASE, 0, 4.0), result(BASE, 1, 4.0, text="z")], tmp_path)
 
 
-def test_a_command_in_a_report_has_no_path_of_this_machine():
-    shown = study.command_line(["--out", "/somewhere/out", "--report", "docs/x.md"])
-    assert shown == "python -m experiments.gemma2_ablations --out out --report docs/x.md"
-
-
 def test_a_full_study_without_novels_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("ZOO_SHARED", str(tmp_path))
     with pytest.raises(UserError, match="the study reads novels"):

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.kept import MADE_WITH
 from experiments.long_context_recall import __main__ as command
 from experiments.long_context_recall.haystacks import running_ids
 from experiments.long_context_recall.needles import Needles, draw_key, magic_numbers
@@ -458,10 +459,10 @@ def test_a_study_goes_on_from_committed_results_and_refuses_those_of_another_cur
     path = tmp_path / "results" / "main-seed-0.json"
     path.parent.mkdir()
     fields = dataclasses.asdict(made(MAIN, 0, 1.0))
-    path.write_text(json.dumps({study.DIGEST: TINY.made_with(MAIN, False), **fields}))
+    path.write_text(json.dumps({MADE_WITH: TINY.made_with(MAIN, False), **fields}))
     study.study("quick", tmp_path / "out", path.parent, (MAIN,), (0,), tmp_path / "r.md", True)
     assert "100.0 % (one seed)" in capsys.readouterr().out and "WORKS" not in (tmp_path / "r.md").read_text()
-    path.write_text(json.dumps({study.DIGEST: "another", **fields}))
+    path.write_text(json.dumps({MADE_WITH: "another", **fields}))
     with pytest.raises(UserError, match="another curriculum"):
         study.study("quick", tmp_path / "out", path.parent, (MAIN,), (0,), None, True)
     with pytest.raises(UserError, match="has no result"):

@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from experiments.choosing import seeds_of
+from experiments.kept import MADE_WITH
 from experiments.relation_extraction import study
 from experiments.relation_extraction.arms import (
     ARMS,
@@ -166,7 +168,7 @@ def test_a_study_goes_on_from_its_results_and_refuses_those_of_other_data(tmp_pa
         study.study(setting, tmp_path, tmp_path / "results", (), (0,), **options)
     digest = study.made_with(setting, PARE, setting.dataset.fingerprint())
     kept = tmp_path / "results" / f"{Run(PARE, 0).name}.json"
-    write_json({study.MADE_WITH: digest, **asdict(result(PARE, 0, 0.9))}, kept)
+    write_json({MADE_WITH: digest, **asdict(result(PARE, 0, 0.9))}, kept)
     assert read_result(kept) == result(PARE, 0, 0.9)
     part = study.study(setting, tmp_path, tmp_path / "results", (LINEAR,), (0,), only_report=False, here=True)
     assert part.runs[0].figures["all"]["AUC"] > 0.8  # the made-up corpus can be learnt
@@ -186,7 +188,7 @@ def test_a_worker_reads_the_setting_that_the_study_wrote(tmp_path: Path) -> None
 @pytest.mark.parametrize("text", ["1,1", "a", "1,,2", "-1"])
 def test_wrong_seeds_are_refused(text: str) -> None:
     with pytest.raises(UserError, match="--seeds"):
-        study.whole_numbers(text, (0,))
+        seeds_of(text, (0,))
 
 
 def test_the_report_names_what_is_missing_and_every_table(tmp_path: Path) -> None:

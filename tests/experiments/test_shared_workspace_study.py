@@ -294,8 +294,6 @@ def test_results_and_costs_come_back_as_they_were(tmp_path):
 
 
 def test_options_that_exclude_each_other_are_refused(monkeypatch):
-    assert command.whole_numbers("0, 2") == (0, 2) and command.whole_numbers("") == ()
-    assert command.told(["--out", "/some/where/deep/here"]) == "python -m experiments.shared_workspace --out deep/here"
     for argv, message in (
         (["--seeds", "0,x"], "--seeds: need different whole numbers"),
         (["--cost", "--arms", "TR"], "--cost trains nothing"),

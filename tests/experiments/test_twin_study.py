@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.kept import check_made_with
 from experiments.runs import write_json
 from experiments.twin_augmentation import pictures, report
 from experiments.twin_augmentation.arms import ARMS, CHILDREN, COVID, MADE_UP, NIH, SIZES, Run, arm_named, runs_of
@@ -33,7 +34,7 @@ from experiments.twin_augmentation.heads import (
 )
 from experiments.twin_augmentation.metrics import balanced_accuracy, roc_auc
 from experiments.twin_augmentation.reader import Rays
-from experiments.twin_augmentation.study import check_made_with, in_processes, study
+from experiments.twin_augmentation.study import OTHERS, in_processes, study
 from experiments.twin_augmentation.tasks import Part, border_only, resized, task_of
 from experiments.twin_augmentation.worker import RATES, Result, coarse, confusion, curve, measured, read_result
 from zoo.errors import UserError
@@ -66,9 +67,9 @@ def test_a_result_of_other_settings_or_data_is_refused(tmp_path):
     assert len({mine, *others}) == 5
     path = tmp_path / "run.json"
     write_json({"made_with": mine}, path)
-    check_made_with(path, mine)
+    check_made_with(path, mine, OTHERS)
     with pytest.raises(UserError, match="other settings or data"):
-        check_made_with(path, others[0])
+        check_made_with(path, others[0], OTHERS)
 
 
 def test_a_process_does_what_is_missing_of_an_arm_and_seed_and_a_failure_ends_the_study(tmp_path, monkeypatch):

@@ -222,6 +222,14 @@ def test_a_norm_in_training_uses_the_batch_and_keeps_a_moving_mean():
     np.testing.assert_array_equal(norm.mean[...], kept)
 
 
+def test_a_batch_on_several_devices_has_the_statistics_of_all_its_rows():
+    graphdef, params = nnx.split(BatchNorm(2, execution=Execution(), rngs=nnx.Rngs(0)))
+    pixels = jax.random.normal(jax.random.key(0), (8, 3, 3, 2)) * jnp.arange(1, 9)[:, None, None, None]
+    rows = jax.sharding.NamedSharding(jax.make_mesh((8,), ("data",)), jax.sharding.PartitionSpec("data"))
+    run = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x, True))
+    np.testing.assert_allclose(run(params, jax.device_put(pixels, rows)), run(params, pixels), atol=1e-5)
+
+
 def test_in_training_every_parameter_gets_a_gradient_and_statistics_get_new_values():
     graphdef, params = nnx.split(build(BASIC, rngs=nnx.Rngs(0)), nnx.Param)
     pixels = jax.random.normal(jax.random.key(0), (4, 1, 16, 16))

@@ -14,12 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from zoo.errors import UserError
 from zoo.nn import Execution
-from zoo.nn.convolution import BatchNorm, Convolution, halved, max_pool, to_rows_last
-from zoo.nn.parameters import fan_in_normal, parameter, project
+from zoo.nn.convolution import BatchNorm, Convolution, ConvolutionalClassifier, halved, max_pool, to_rows_last
 
 
 @dataclass(frozen=True)
@@ -105,7 +104,7 @@ class Transition(nnx.Module):
         return halved(self.convolution(jax.nn.relu(self.norm(x, training))))
 
 
-class Densenet(nnx.Module):
+class Densenet(ConvolutionalClassifier):
     """Images to logits of classes."""
 
     def __init__(self, config: DensenetConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
@@ -121,19 +120,7 @@ class Densenet(nnx.Module):
                 transitions.append(Transition(width + depth * config.growth, **how))
         self.blocks, self.transitions = nnx.List(blocks), nnx.List(transitions)
         self.final_norm = BatchNorm(config.feature_dim, **how)
-        if config.num_classes:
-            shape, dtype = (config.feature_dim, config.num_classes), execution.weight_dtype
-            self.classifier = parameter(rngs, shape, (None, None), fan_in_normal(config.feature_dim), dtype)
-            zeros = jax.nn.initializers.zeros
-            self.classifier_bias = parameter(rngs, (config.num_classes,), (None,), zeros, dtype)
-
-    def __call__(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float32[Array, "b k"]:
-        """Logits. ValueError without a classifier. In training the norms use, and keep, the batch's statistics."""
-        return self.classify(self.features(pixel_values, training))
-
-    def features(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float32[Array, "b d"]:
-        """The mean over rows and columns after the last norm: what the classifier reads."""
-        return jnp.mean(self.feature_map(pixel_values, training).astype(jnp.float32), axis=(1, 2))
+        self.add_classifier(config.feature_dim, config.num_classes, rngs=rngs)
 
     def feature_map(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float[Array, "b r s d"]:
         """What the last norm gives, after its relu, in the compute dtype; images are [B, C, H, W], of any size that the
@@ -148,12 +135,6 @@ class Densenet(nnx.Module):
                 if number < len(self.transitions):
                     x = self.transitions[number](x, training)
         return jax.nn.relu(self.final_norm(x, training))
-
-    def classify(self, features: Float[Array, "b d"]) -> Float32[Array, "b k"]:
-        """Logits of features. ValueError without a classifier."""
-        if not self.config.num_classes:
-            raise ValueError("this DenseNet has no classifier: config.num_classes is 0")
-        return project("bd,dk->bk", features, self.classifier[...]) + self.classifier_bias[...].astype(jnp.float32)
 
 
 PRESETS = {

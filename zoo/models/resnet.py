@@ -14,14 +14,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float
 
 from zoo.errors import UserError
 from zoo.nn import Execution
-from zoo.nn.convolution import BatchNorm, Convolution, max_pool, to_rows_last
-from zoo.nn.parameters import fan_in_normal, parameter, project
+from zoo.nn.convolution import BatchNorm, Convolution, ConvolutionalClassifier, max_pool, to_rows_last
 
 SMALLEST_SIDE = 2
 """Pixels of a side."""
@@ -125,7 +123,7 @@ class ResnetBlock(nnx.Module):
         return jax.nn.relu(last(x, training) + residual)
 
 
-class Resnet(nnx.Module):
+class Resnet(ConvolutionalClassifier):
     """Images to logits of classes."""
 
     def __init__(self, config: ResnetConfig, *, execution: Execution | None = None, rngs: nnx.Rngs):
@@ -138,19 +136,7 @@ class Resnet(nnx.Module):
                 for stage, depth in enumerate(config.depths)
             ]
         )
-        if config.num_classes:
-            shape, dtype = (config.feature_dim, config.num_classes), execution.weight_dtype
-            self.classifier = parameter(rngs, shape, (None, None), fan_in_normal(config.feature_dim), dtype)
-            zeros = jax.nn.initializers.zeros
-            self.classifier_bias = parameter(rngs, (config.num_classes,), (None,), zeros, dtype)
-
-    def __call__(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float32[Array, "b k"]:
-        """Logits. ValueError without a classifier. In training the norms use, and keep, the batch's statistics."""
-        return self.classify(self.features(pixel_values, training))
-
-    def features(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float32[Array, "b d"]:
-        """The last stage's mean over rows and columns: what the classifier reads."""
-        return jnp.mean(self.feature_map(pixel_values, training).astype(jnp.float32), axis=(1, 2))
+        self.add_classifier(config.feature_dim, config.num_classes, rngs=rngs)
 
     def feature_map(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float[Array, "b r s d"]:
         """What the last stage gives, in the compute dtype; images are [B, C, H, W], as in the public implementation,
@@ -163,12 +149,6 @@ class Resnet(nnx.Module):
                 for block in stage:
                     x = block(x, training)
         return x
-
-    def classify(self, features: Float[Array, "b d"]) -> Float32[Array, "b k"]:
-        """Logits of features. ValueError without a classifier."""
-        if not self.config.num_classes:
-            raise ValueError("this ResNet has no classifier: config.num_classes is 0")
-        return project("bd,dk->bk", features, self.classifier[...]) + self.classifier_bias[...].astype(jnp.float32)
 
 
 _BOTTLENECK = (256, 512, 1024, 2048)

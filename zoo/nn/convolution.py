@@ -3,10 +3,10 @@
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32
 
 from zoo.nn.execution import Execution
-from zoo.nn.parameters import parameter, precision_of
+from zoo.nn.parameters import fan_in_normal, parameter, precision_of, project
 
 STATISTICS = ("mean", "variance")
 """Names of what training gives a `BatchNorm` besides parameters: the optimizer leaves them alone."""
@@ -42,8 +42,8 @@ class BatchNorm(nnx.Module):
     """(x - mean) / sqrt(variance + eps) * scale + bias for each channel, in float32, returned in x's dtype.
 
     In training, mean and variance are the batch's, and what is kept moves towards them by `momentum` (of the variance
-    the unbiased estimate, as torch has it); otherwise they are what is kept, which gets no gradient. On a mesh the
-    statistics are those of a device's own rows.
+    the unbiased estimate, as torch has it); otherwise they are what is kept, which gets no gradient. Of a batch that is
+    divided among devices the statistics are those of all its rows.
     """
 
     def __init__(self, dim: int, *, eps: float = 1e-5, momentum: float = 0.1, execution: Execution, rngs: nnx.Rngs):
@@ -70,6 +70,42 @@ class BatchNorm(nnx.Module):
     def _move(self, kept: nnx.Param, new: Float[Array, "c"]) -> None:
         old = kept[...].astype(jnp.float32)
         kept[...] = jax.lax.stop_gradient(old + self.momentum * (new - old)).astype(kept[...].dtype)
+
+
+class ConvolutionalClassifier(nnx.Module):
+    """logits = features . classifier + bias, features = mean of the feature map over rows and columns.
+
+    Of a network with the attribute `execution` and the method `feature_map`, whose `__init__` calls `add_classifier`.
+    """
+
+    execution: Execution
+
+    def add_classifier(self, feature_dim: int, num_classes: int, *, rngs: nnx.Rngs) -> None:
+        """The output layer [feature_dim, num_classes] with a bias; none for 0 classes."""
+        self.num_classes = num_classes
+        if num_classes:
+            dtype, zeros = self.execution.weight_dtype, jax.nn.initializers.zeros
+            init = fan_in_normal(feature_dim)
+            self.classifier = parameter(rngs, (feature_dim, num_classes), (None, None), init, dtype)
+            self.classifier_bias = parameter(rngs, (num_classes,), (None,), zeros, dtype)
+
+    def __call__(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float32[Array, "b k"]:
+        """Logits. ValueError without a classifier. In training the norms use, and keep, the batch's statistics."""
+        return self.classify(self.features(pixel_values, training))
+
+    def features(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float32[Array, "b d"]:
+        """What the classifier reads. ValueError as `feature_map`."""
+        return jnp.mean(self.feature_map(pixel_values, training).astype(jnp.float32), axis=(1, 2))
+
+    def feature_map(self, pixel_values: Float[Array, "b c h w"], training: bool = False) -> Float[Array, "b r s d"]:
+        """What the last layer before the mean gives, in the compute dtype."""
+        raise NotImplementedError(f"{type(self).__name__} has no feature_map")
+
+    def classify(self, features: Float[Array, "b d"]) -> Float32[Array, "b k"]:
+        """Logits of features. ValueError without a classifier."""
+        if not self.num_classes:
+            raise ValueError(f"this {type(self).__name__} has no classifier: config.num_classes is 0")
+        return project("bd,dk->bk", features, self.classifier[...]) + self.classifier_bias[...].astype(jnp.float32)
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b r s c"]:

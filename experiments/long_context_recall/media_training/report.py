@@ -14,7 +14,8 @@ from experiments.long_context_recall.media_training.worker import Result
 from experiments.long_context_recall.report import duration
 from experiments.long_context_recall.training.examination import pooled
 from experiments.long_context_recall.training.findings import GOAL, percent
-from experiments.speed.report import Rows, as_markdown, as_text
+from experiments.pages import write_page
+from experiments.speed.report import Rows, as_text
 
 __all__ = ["WORKS", "MediaStudy", "as_json", "as_text", "draw_maps", "tables", "write_report"]
 
@@ -165,15 +166,14 @@ def write_report(study: MediaStudy, pictures: Sequence[str]) -> str:
         f"(../../experiments/long_context_recall/README.md). Frames and recordings are {made}; those of the tests are "
         "in no training row. Means are over seeds with Student's 95 % intervals; all runs are asked the same samples.",
     ]
-    if study.missing:
-        parts.append(f"Not done yet: {', '.join(study.missing)}.")
-    if study.only_shows_that_it_works:
-        parts.append(WORKS)
-    for title, rows in tables(study):
-        parts += [f"## {title}", as_markdown(rows)]
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in study.machine.items())])]
-    return "\n\n".join(parts) + "\n"
+    return write_page(
+        parts,
+        missing=study.missing,
+        notes=[WORKS] if study.only_shows_that_it_works else [],
+        tables=tables(study),
+        pictures=pictures,
+        machine=study.machine,
+    )
 
 
 def as_json(study: MediaStudy) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Sizes of the study of media: what is trained, and what is asked afterwards."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 
+from experiments.kept import digest
 from experiments.long_context_recall.media_training.curriculum import AUDIO, VIDEO, Stage, Workload
 from experiments.long_context_recall.training.examination import Grid, Level
 from zoo.errors import UserError, nearest_name
@@ -38,7 +37,7 @@ class MediaSize:
 
     def made_with(self, name: str, real: bool) -> str:
         """A digest of everything that a run of an arm comes from, its seed apart."""
-        return hashlib.blake2b(json.dumps([asdict(self.arm(name)), real]).encode(), digest_size=8).hexdigest()
+        return digest([asdict(self.arm(name)), real])
 
 
 def _levels(samples: dict[int, tuple[int, int]]) -> tuple[Level, ...]:

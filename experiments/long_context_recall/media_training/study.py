@@ -5,17 +5,18 @@ can be committed: on another machine the study goes on with what is missing.
 """
 
 import datetime
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import pages
+from experiments.choosing import command_line
+from experiments.kept import check_made_with, sign
 from experiments.long_context_recall.media_training import report
 from experiments.long_context_recall.media_training.sizes import MEDIA_SIZES
 from experiments.long_context_recall.media_training.worker import read_result
 from experiments.long_context_recall.training.arms import Run
-from experiments.long_context_recall.training.study import DIGEST, check_made_with, made
-from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
+from experiments.long_context_recall.training.study import OTHERS, made
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
 from experiments.shared_folder import default_shared
 from experiments.sparse_vs_dense.report import describe
 from zoo.errors import UserError
@@ -44,8 +45,7 @@ def study(
     results.mkdir(parents=True, exist_ok=True)
     paths = {run.name: results / f"{run.name}.json" for run in runs}
     for run in runs:
-        if paths[run.name].is_file():
-            check_made_with(paths[run.name], size.made_with(run.arm, real))
+        check_made_with(paths[run.name], size.made_with(run.arm, real), OTHERS)
     missing = [] if only else [run for run in runs if not paths[run.name].is_file()]
     for number, run in enumerate(missing, start=1):
         say(f"{number} of {len(missing)}: {run.name}; its log: {made(out) / 'runs' / f'{run.name}.log'}")
@@ -56,7 +56,7 @@ def study(
     publish(
         report.MediaStudy(
             date=datetime.date.today().isoformat(),
-            command=" ".join(["python -m experiments.long_context_recall", *sys.argv[1:]]),
+            command=command_line("experiments.long_context_recall"),
             machine=machine,
             real=real,
             runs=found,
@@ -74,24 +74,19 @@ def fill(run: Run, name: str, out: Path, path: Path, digest: str) -> None:
     log = unsigned.with_suffix(".log")
     run_in_process(run.name, WORKER, [name, run.arm, str(run.seed), str(out), str(unsigned)], log,
                    worker_environment(out))  # fmt: skip
-    write_json({DIGEST: digest, **json.loads(unsigned.read_text())}, path)
-    unsigned.unlink()
+    sign(unsigned, digest, path)
 
 
 def publish(found: report.MediaStudy, out: Path, to: Path | None) -> None:
     """Tables on the terminal; a heat map for each arm and all numbers in `out`, or beside the report if one is asked
     for."""
-    for title, rows in report.tables(found):
-        print(f"\n{title}\n{report.as_text(rows)}")
-    if found.only_shows_that_it_works:
-        print(f"\n{report.WORKS}")
-    stem, folder = (to.stem, to.parent) if to else ("media", made(out))
-    folder.mkdir(parents=True, exist_ok=True)
-    names = report.draw_maps(found, folder, stem)
-    numbers = folder / f"{stem}.json"
-    numbers.write_text(json.dumps(report.as_json(found)) + "\n")
-    written = [numbers, *(folder / name for name in names)]
-    if to:
-        to.write_text(report.write_report(found, names))
-        written.append(to)
-    print("\nwrote", ", ".join(map(str, written)))
+    pages.publish(
+        "media",
+        made(out),
+        to,
+        tables=report.tables(found),
+        notes=[report.WORKS] if found.only_shows_that_it_works else [],
+        numbers=report.as_json(found),
+        draw=lambda folder, stem: report.draw_maps(found, folder, stem),
+        page=lambda names: report.write_report(found, names),
+    )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from experiments.kept import read_fields
 from experiments.long_context_recall.media import media_sources
 from experiments.long_context_recall.media_training.curriculum import Stage, Workload, model_of
 from experiments.long_context_recall.media_training.examination import MediaExamined, examine
@@ -165,8 +166,7 @@ def _name(stage: Stage, attempt: int) -> str:
 
 def read_result(path: Path) -> Result:
     """The inverse of `write_json(asdict(result), path)`."""
-    fields = json.loads(path.read_text())
-    fields.pop("made_with", None)  # the study's
+    fields = read_fields(path)
     stages, examined = map(stage_from, fields["stages"]), (_cell_from(cell) for cell in fields["examined"])
     return Result(**fields | {"run": Run(**fields["run"]), "stages": tuple(stages), "examined": tuple(examined)})
 

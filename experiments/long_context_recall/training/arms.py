@@ -3,8 +3,9 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from experiments.choosing import choose
 from experiments.long_context_recall.training.curriculum import Stage, Workload
-from zoo.errors import UserError, nearest_name
+from zoo.errors import UserError
 
 MAIN = "main"
 NO_NEEDLES = "no needles"
@@ -67,10 +68,7 @@ ARMS = (
 
 def arm_named(name: str) -> Arm:
     """Raises `UserError` for an unknown one."""
-    found = {arm.name: arm for arm in ARMS}
-    if name not in found:
-        raise UserError(f"--arms: {name!r} is unknown; {nearest_name(name, list(found))}")
-    return found[name]
+    return choose(name, {arm.name: arm for arm in ARMS})
 
 
 def workload_of(arm: Arm, workload: Workload) -> Workload:

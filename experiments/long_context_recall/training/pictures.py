@@ -10,6 +10,14 @@ from experiments.long_context_recall.training.findings import by_arm, lengths_of
 from experiments.long_context_recall.training.worker import Result
 
 
+def draw_all(results: Sequence[Result], folder: Path, stem: str) -> list[str]:
+    """Both; gives their file names."""
+    names = [f"{stem}.png", f"{stem}-by-length.png"]
+    draw_map(results, folder / names[0])
+    draw_lines(results, folder / names[1])
+    return names
+
+
 def draw_lines(results: Sequence[Result], path: Path) -> None:
     """One panel for each task that more than one arm was asked, or for all if there is one arm only."""
     import matplotlib

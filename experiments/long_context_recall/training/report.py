@@ -18,6 +18,7 @@ from experiments.long_context_recall.training.findings import (
     tasks_of,
 )
 from experiments.long_context_recall.training.worker import Result
+from experiments.pages import aim_table, write_page
 from experiments.speed.report import Rows, as_markdown, as_text
 
 __all__ = ["WORKS", "Study", "as_json", "as_text", "tables", "write_report"]
@@ -47,16 +48,11 @@ def tables(study: Study) -> list[tuple[str, Rows]]:
     """(title, rows with a header) of every table."""
     found = [(f"Recall: {task}, by length", recall_rows(study.runs, task)) for task in tasks_of(study.runs)]
     return [
-        ("Aims", [["", "aim", "measured", ""], *aim_rows(study.runs)]),
+        aim_table(aims(study.runs)),
         *found,
         ("The language model", text_rows(study.runs)),
         ("Training, stage by stage, last attempts", stage_rows(study.runs)),
     ]
-
-
-def aim_rows(runs: Sequence[Result]) -> Rows:
-    """One for each aim."""
-    return [[aim.what, aim.aim, aim.measured, "reached" if aim.reached else "not reached"] for aim in aims(runs)]
 
 
 def recall_rows(runs: Sequence[Result], task: str) -> Rows:
@@ -117,15 +113,14 @@ def write_report(study: Study, pictures: Sequence[str]) -> str:
         "95 % intervals; all runs are asked the same samples.",
         as_markdown([["arm", "what is different"], *arms]),
     ]
-    if study.missing:
-        parts.append(f"Not done yet: {', '.join(study.missing)}.")
-    if study.only_shows_that_it_works:
-        parts.append(WORKS)
-    for title, rows in tables(study):
-        parts += [f"## {title}", as_markdown(rows)]
-    parts += [f"![{name}]({name})" for name in pictures]
-    parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in study.machine.items())])]
-    return "\n\n".join(parts) + "\n"
+    return write_page(
+        parts,
+        missing=study.missing,
+        notes=[WORKS] if study.only_shows_that_it_works else [],
+        tables=tables(study),
+        pictures=pictures,
+        machine=study.machine,
+    )
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -1,9 +1,8 @@
 """Sizes of the study: what is trained, on which text, and what is asked afterwards."""
 
-import hashlib
-import json
 from dataclasses import asdict, dataclass, replace
 
+from experiments.kept import digest
 from experiments.long_context_recall.training.arms import MAIN, arm_named, workload_of
 from experiments.long_context_recall.training.curriculum import FULL, Stage, Workload
 from experiments.long_context_recall.training.examination import Grid, Level
@@ -37,7 +36,7 @@ class Size:
         chosen = arm_named(arm)
         trained = chosen if chosen.weights_of is None else arm_named(chosen.weights_of)
         parts = [asdict(workload_of(trained, self.workload)), asdict(chosen), asdict(self.grid_of(arm)), novels]
-        return hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).hexdigest()
+        return digest(parts)
 
 
 def _levels(samples: dict[int, tuple[int, int]], tasks: tuple[str, ...] = ()) -> tuple[Level, ...]:

@@ -5,17 +5,18 @@ each finished run, which can be committed: on another machine the study goes on 
 """
 
 import datetime
-import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments import pages
+from experiments.choosing import command_line
+from experiments.kept import check_made_with, sign
 from experiments.long_context_recall.training import pictures, report
 from experiments.long_context_recall.training.arms import Run, arm_named, runs_of
 from experiments.long_context_recall.training.sizes import SIZES
 from experiments.long_context_recall.training.texts import prepare, size_of
 from experiments.long_context_recall.training.worker import read_result
-from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
+from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
 from experiments.shared_folder import default_shared
 from experiments.sparse_vs_dense.report import describe
 from zoo.errors import UserError
@@ -23,7 +24,8 @@ from zoo.errors import UserError
 RESULTS = BENCHMARKS / "long-context-recall"
 """Where results lie that are committed."""
 WORKER = "experiments.long_context_recall.training.worker"
-DIGEST = "made_with"
+OTHERS = "another curriculum, grid or text"
+"""What results may be of that are refused."""
 
 
 def study(
@@ -43,8 +45,7 @@ def study(
     results.mkdir(parents=True, exist_ok=True)
     paths = {run.name: results / f"{run.name}.json" for run in runs}
     for run in runs:
-        if paths[run.name].is_file():
-            check_made_with(paths[run.name], size.made_with(run.arm, shared is not None))
+        check_made_with(paths[run.name], size.made_with(run.arm, shared is not None), OTHERS)
     missing = [] if only else [run for run in runs if not paths[run.name].is_file()]
     if missing:
         prepare(made(out), size.workload, shared)
@@ -58,7 +59,7 @@ def study(
     publish(
         report.Study(
             date=datetime.date.today().isoformat(),
-            command=" ".join(["python -m experiments.long_context_recall", *sys.argv[1:]]),
+            command=command_line("experiments.long_context_recall"),
             machine=machine,
             text=size_of(out) if (out / "text.npz").is_file() else "as in the results",
             runs=found,
@@ -76,12 +77,6 @@ def made(folder: Path) -> Path:
     return folder
 
 
-def check_made_with(path: Path, digest: str) -> None:
-    """Raises `UserError` if a result is of another curriculum, grid or text."""
-    if json.loads(path.read_text()).get(DIGEST) != digest:
-        raise UserError(f"{path} was made with another curriculum, grid or text: remove it, or give another --results")
-
-
 def check_weights(run: Run, out: Path) -> None:
     """Raises `UserError` if an arm's weights are another's that was trained elsewhere."""
     other = arm_named(run.arm).weights_of
@@ -97,26 +92,18 @@ def fill(run: Run, name: str, out: Path, path: Path, digest: str) -> None:
     unsigned = out / "runs" / f"{run.name}.json"
     arguments = [name, run.arm, str(run.seed), str(out), str(unsigned)]
     run_in_process(run.name, WORKER, arguments, unsigned.with_suffix(".log"), worker_environment(out))
-    fields = {DIGEST: digest, **json.loads(unsigned.read_text())}
-    write_json(fields, path)
-    unsigned.unlink()
+    sign(unsigned, digest, path)
 
 
 def publish(found: report.Study, out: Path, to: Path | None) -> None:
     """Tables on the terminal; pictures and numbers in `out`, or beside the report if one is asked for."""
-    for title, rows in report.tables(found):
-        print(f"\n{title}\n{report.as_text(rows)}")
-    if found.only_shows_that_it_works:
-        print(f"\n{report.WORKS}")
-    stem, folder = (to.stem, to.parent) if to else ("study", made(out))
-    folder.mkdir(parents=True, exist_ok=True)
-    names = [f"{stem}.png", f"{stem}-by-length.png"]
-    pictures.draw_map(found.runs, folder / names[0])
-    pictures.draw_lines(found.runs, folder / names[1])
-    numbers = folder / f"{stem}.json"
-    numbers.write_text(json.dumps(report.as_json(found)) + "\n")
-    written = [numbers, *(folder / name for name in names)]
-    if to:
-        to.write_text(report.write_report(found, names))
-        written.append(to)
-    print("\nwrote", ", ".join(map(str, written)))
+    pages.publish(
+        "study",
+        made(out),
+        to,
+        tables=report.tables(found),
+        notes=[report.WORKS] if found.only_shows_that_it_works else [],
+        numbers=report.as_json(found),
+        draw=lambda folder, stem: pictures.draw_all(found.runs, folder, stem),
+        page=lambda names: report.write_report(found, names),
+    )

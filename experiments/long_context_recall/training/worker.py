@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
+from experiments.kept import read_fields
 from experiments.long_context_recall.haystacks import haystack
 from experiments.long_context_recall.training.arms import Arm, Run, arm_named, workload_of
 from experiments.long_context_recall.training.curriculum import Stage, Workload, model_of
@@ -175,8 +176,7 @@ def workload_parameters(workload: Workload) -> int:
 
 def read_result(path: Path) -> Result:
     """The inverse of `write_json(asdict(result), path)`."""
-    fields = json.loads(path.read_text())
-    fields.pop("made_with", None)  # the study's
+    fields = read_fields(path)
     stages, examined = map(stage_from, fields["stages"]), (_cell_from(cell) for cell in fields["examined"])
     return Result(**fields | {"run": Run(**fields["run"]), "stages": tuple(stages), "examined": tuple(examined)})
 
