@@ -51,6 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = replace(resolve_model(chosen), needs_data=False)
     if chosen.trains_images:
         raise UserError(f"{chosen.name} trains a tokenizer of images; plans are made of decoders")
+    if chosen.classifies:
+        raise UserError(f"{chosen.name} trains a classifier of images; plans are made of decoders")
     if chosen.trains_masked:
         raise UserError(f"{chosen.name} trains a model that guesses masked tokens; plans are made of decoders")
     if chosen.data.format in ("preference", "prompts"):

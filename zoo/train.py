@@ -31,6 +31,7 @@ from zoo.recipes.adapters import (
 from zoo.recipes.answer_report import answer_report, step_and_evaluation, write_before
 from zoo.recipes.cached_batches import cached_batches, open_cache
 from zoo.recipes.checks import check_recipe
+from zoo.recipes.classification import classification_report
 from zoo.recipes.command_line import parse_recipe, take_flag
 from zoo.recipes.console import replay_mismatch_in_one_line, say, show_logs
 from zoo.recipes.image_report import image_report
@@ -152,7 +153,7 @@ def train(recipe: Recipe, began: float) -> None:
 
         # ---- loop
         step = program.step if fixed is None else functools.partial(program.step, teacher=fixed)
-        token_bytes = None if recipe.trains_images or recipe.trains_masked else tokenizer.token_bytes()
+        token_bytes = None if recipe.trains_masked or not recipe.reads_text else tokenizer.token_bytes()
         evaluate = make_evaluation(program.model.graphdef, program.loss, held_out, sharding, token_bytes)
         evaluate = evaluation_of(program.adapter, evaluate, fixed)
         if recipe.distillation.on_policy:
@@ -202,6 +203,9 @@ def train(recipe: Recipe, began: float) -> None:
     graphdef, params = whole_model(program.adapter, program.model, outcome.state.params, fixed)
     if recipe.trains_images:
         say(f"\n{image_report(recipe, graphdef, params, held_out, mesh)}")
+        return
+    if recipe.classifies:
+        say(f"\n{classification_report(recipe, graphdef, params, held_out, mesh)}")
         return
     if recipe.trains_masked:
         found = outcome.validation or evaluate(outcome.state.params)

@@ -6,6 +6,7 @@ finished run, which can be committed: on another machine the study goes on with 
 
 import json
 import os
+import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -70,14 +71,21 @@ def in_processes(
     (out / "runs").mkdir(parents=True, exist_ok=True)
     environment = worker_environment(out) | single_thread()
     numbered = list(enumerate(groups.items(), start=1))
+    failed = threading.Event()
 
     def carry_out(one) -> None:
+        if failed.is_set():
+            return
         number, ((arm, seed), own) = one
         title = f"{arm}, seed {seed}"
         say(f"{number} of {len(numbered)}: {title}")
         arguments = [name, arm, str(seed), made_with[arm], str(results), *(str(run.ratio) for run in own)]
         log = out / "runs" / f"{Run(arm, 0, seed).name}.log"
-        run_in_process(title, WORKER, arguments, log, environment)
+        try:
+            run_in_process(title, WORKER, arguments, log, environment)
+        except BaseException:
+            failed.set()  # here: this thread would take the next one before the main thread hears of it
+            raise
 
     with ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(carry_out, one) for one in numbered]
@@ -85,8 +93,7 @@ def in_processes(
             for future in futures:
                 future.result()
         except BaseException:
-            # What runs ends by itself; nothing else begins.
-            pool.shutdown(wait=False, cancel_futures=True)
+            failed.set()  # what runs ends by itself; nothing else begins
             raise
 
 

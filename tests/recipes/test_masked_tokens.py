@@ -134,5 +134,5 @@ def test_weights_may_be_taken_with_another_dropout_but_not_with_other_positions(
 
 def test_the_data_of_masked_tokens_have_a_corpus_of_their_own():
     assert DataConfig(format="masked").paths == ()
-    with pytest.raises(UserError, match="'preference' or 'prompts', not 'other'"):
+    with pytest.raises(UserError, match="'prompts' or 'labelled_images', not 'other'"):
         DataConfig(format="other")  # type: ignore[arg-type]

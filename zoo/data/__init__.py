@@ -10,6 +10,7 @@ from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus, open_corpus
 from zoo.data.interleaved import Interleaved, Part, parse_interleaved
 from zoo.data.iterator import check_documents_fit, epochs_read, train_dataset, validation_dataset
+from zoo.data.labelled_config import LabelledImagesConfig
 from zoo.data.media import AudioClips, BadMedia, LeftOut, Media, PackedImages
 from zoo.data.media_config import MediaConfig
 from zoo.data.media_packing import media_shapes
@@ -36,6 +37,7 @@ __all__ = [
     "DataConfig",
     "EncodeImage",
     "Interleaved",
+    "LabelledImagesConfig",
     "LeftOut",
     "Media",
     "MediaConfig",

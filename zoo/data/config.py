@@ -2,14 +2,16 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
+from zoo.data.labelled_config import LabelledImagesConfig
 from zoo.data.media_config import MediaConfig
 from zoo.data.task_config import TaskConfig
 from zoo.errors import UserError
 
 MAX_SEQUENCE_LENGTH = 2**24
 MAX_TOKENS_PER_BATCH = 2**30
+Format = Literal["text", "chat", "interleaved", "masked", "preference", "prompts", "labelled_images"]
 
 
 @dataclass(frozen=True)
@@ -23,18 +25,21 @@ class DataConfig:
     weights: tuple[float, ...] = ()
     """One weight for each path: the share of training rows that comes from it. Empty: every document once an epoch."""
 
-    format: Literal["text", "chat", "interleaved", "masked", "preference", "prompts"] = "text"
+    format: Format = "text"
     """text: documents to be continued. chat: JSONL conversations, loss on the model's turns only. interleaved: JSONL
     documents of texts, images, recordings and videos (`zoo/data/interleaved.py` says how they are written). masked:
     documents of which a model like BERT guesses masked tokens. preference: JSONL pairs of answers, of which one is
     preferred (`zoo/data/preferences.py`). prompts: JSONL prompts that the model answers itself
-    (`zoo/data/prompted.py`)."""
+    (`zoo/data/prompted.py`). labelled_images: JSONL images with classes (`zoo/data/labelled_images.py`)."""
 
     task: TaskConfig = TaskConfig()
     """Documents made by a generator instead of read from `paths`, for the formats chat, preference and prompts."""
 
     media: MediaConfig = MediaConfig()
-    """The media of interleaved documents."""
+    """The media of interleaved documents, and which images are refused."""
+
+    images: LabelledImagesConfig = LabelledImagesConfig()
+    """The images of the format labelled_images."""
 
     text_field: str = "text"
     """The field of a .jsonl object, or the column of a .parquet file, that holds the text."""
@@ -55,7 +60,8 @@ class DataConfig:
     packing: Literal["concat", "first_fit", "single"] = "concat"
     """concat: documents laid end to end and cut every T tokens, no padding. first_fit: documents up to T tokens stay
     whole, at the price of some padding; interleaved documents need it, and those with media are never cut; so do
-    pairs of answers. single: a row for each document, or each T tokens of it; prompts need it."""
+    pairs of answers. single: a row for each document, or each T tokens of it; prompts and images with
+    classes need it."""
 
     shuffle_window_tokens: int = 2**18
     """Packed rows are shuffled within windows of so many tokens, so that a step is not filled by one long document. The
@@ -87,11 +93,11 @@ class DataConfig:
         # Lists are what JSON and command lines give.
         object.__setattr__(self, "paths", tuple(self.paths))
         object.__setattr__(self, "weights", tuple(self.weights))
-        _choice("format", self.format, ("text", "chat", "interleaved", "masked", "preference", "prompts"))
+        _choice("format", self.format, get_args(Format))
         _choice("packing", self.packing, ("concat", "first_fit", "single"))
         if self.format == "interleaved" and self.packing != "first_fit":
             raise UserError("format 'interleaved' needs packing 'first_fit': a document's media stay in one row")
-        for format, packing in (("preference", "first_fit"), ("prompts", "single")):
+        for format, packing in (("preference", "first_fit"), ("prompts", "single"), ("labelled_images", "single")):
             if self.format == format and self.packing != packing:
                 raise UserError(f"format {format!r} needs packing {packing!r}, not {self.packing!r}")
         if self.task.name != "none":
@@ -102,7 +108,10 @@ class DataConfig:
                     f"data.task.name={self.task.name} needs format 'chat', 'preference' or 'prompts', "
                     f"not {self.format!r}"
                 )
-        _whole("sequence_length", self.sequence_length, 2, MAX_SEQUENCE_LENGTH)
+        if self.format == "labelled_images":
+            self._check_labelled_images()
+        else:
+            _whole("sequence_length", self.sequence_length, 2, MAX_SEQUENCE_LENGTH)
         _whole("batch_size", self.batch_size, 1, MAX_TOKENS_PER_BATCH)
         _whole("vocab_size", self.vocab_size, 1, 2**24)
         _whole("shuffle_window_tokens", self.shuffle_window_tokens, 0, MAX_TOKENS_PER_BATCH)
@@ -124,6 +133,14 @@ class DataConfig:
         if not (isinstance(self.validation_fraction, int | float) and 0 <= self.validation_fraction < 1):
             raise UserError(f"validation_fraction must be at least 0 and below 1, not {self.validation_fraction!r}")
         self._check_weights()
+
+    def _check_labelled_images(self):
+        if self.sequence_length != 1:
+            raise UserError(
+                f"format 'labelled_images' has an image a row: sequence_length is {self.sequence_length}, not 1"
+            )
+        if len(self.images.classes) < 2:
+            raise UserError("format 'labelled_images' needs images.classes: the names of two or more classes")
 
     def _check_weights(self):
         if not self.weights:

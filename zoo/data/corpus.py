@@ -14,6 +14,7 @@ from jaxtyping import Float64, Int64
 from zoo.data.chat import parse_conversation, text_of_conversation
 from zoo.data.config import DataConfig
 from zoo.data.interleaved import Interleaved, InterleavedDocuments, text_of_document
+from zoo.data.labelled_images import LabelledImages
 from zoo.data.media import LeftOut
 from zoo.data.preferences import Preference, parse_preference
 from zoo.data.prompted import Prompted, parse_prompted
@@ -159,6 +160,7 @@ def open_corpus(config: DataConfig) -> Corpus:
 _ONLY_JSON_LINES = {
     "chat": "conversations",
     "interleaved": "documents",
+    "labelled_images": "images with classes",
     "preference": "pairs of answers",
     "prompts": "prompts",
 }
@@ -166,6 +168,8 @@ _PARSERS: dict[str, Parse] = {"chat": parse_conversation, "preference": parse_pr
 
 
 def _open(file: File, parse: Parse, config: DataConfig) -> Documents:
+    if config.format == "labelled_images":
+        return LabelledImages(file, config.images, config.media)
     if config.format != "interleaved" or file.kind != ".jsonl":
         return open_documents(file, parse, config.text_field)
     media = config.media
@@ -199,7 +203,7 @@ def _open_standard_library(parse: Parse) -> list[Documents]:
 
 
 def _supported(file: File, config: DataConfig) -> File:
-    if config.format in _PARSERS and file.kind != ".jsonl":
+    if config.format in (*_PARSERS, "labelled_images") and file.kind != ".jsonl":
         raise UserError(f"{file.path}: format {config.format!r} reads .jsonl files, not {file.kind}")
     return file
 

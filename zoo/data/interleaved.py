@@ -138,7 +138,7 @@ def _part(value: Any, at: str, folder: Path, loss: bool, config: MediaConfig) ->
         raise UserError(f"{at}: 'codes' and 'loss' belong to images with \"output\": true")
     codes = _codes(value["codes"], at, config) if output and "codes" in value else None
     if codes is None:  # else the file is for people only
-        _check_file(kind, path, at)
+        check_file(kind, path, at)
     return Part(kind, path=path, loss=loss, output=output, codes=codes, fps=_fps(value.get("fps", 1), at))
 
 
@@ -163,7 +163,8 @@ def _fps(value: Any, at: str) -> float:
     return float(value)
 
 
-def _check_file(kind: str, path: Path, at: str) -> None:
+def check_file(kind: str, path: Path, at: str) -> None:
+    """Raises `BadMedia` if a file is missing, empty, or of an extension that its kind does not have."""
     known = EXTENSIONS[kind]
     if kind == "video" and path.is_dir():
         if not frame_files(path):

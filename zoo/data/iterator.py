@@ -14,6 +14,7 @@ import numpy as np
 from zoo.data.batch import Batch
 from zoo.data.config import DataConfig
 from zoo.data.corpus import Corpus, DocumentView
+from zoo.data.labelled_images import LabelledRows, make_labelled_batch
 from zoo.data.media import LeftOut
 from zoo.data.media_packing import MediaPredictions, make_media_batch, media_lengths, packing_bins
 from zoo.data.packing import make_batch, packed_rows, predictions_of
@@ -62,7 +63,8 @@ def train_dataset(
         rows = grain.IterDataset.mix(sources, [source.weight for source in corpus.sources])
     # A longer window than about an epoch would only make a small corpus slow to start.
     window_tokens = min(config.shuffle_window_tokens, corpus.train_bytes // (BYTES_PER_TOKEN * streams))
-    window = window_tokens // config.sequence_length
+    # Images come one a row, in an order that is shuffled already.
+    window = 0 if config.format == "labelled_images" else window_tokens // config.sequence_length
     if window > 1:
         seed = _seed(config.seed, "window", stream)
         rows = grain.experimental.WindowShuffleIterDataset(rows, window_size=window, seed=seed)
@@ -128,6 +130,8 @@ def check_documents_fit(corpus: Corpus, tokenizer: Tokenizer, config: DataConfig
 
 
 def _to_predictions(left_out: LeftOut, count: int, tokenizer, config: DataConfig, encode_image: EncodeImage | None):
+    if config.format == "labelled_images":
+        return LabelledRows(config, left_out, count)
     if config.format == "interleaved":
         return MediaPredictions(tokenizer, config, left_out, count, encode_image)
     if config.format in _WHOLE:
@@ -136,6 +140,8 @@ def _to_predictions(left_out: LeftOut, count: int, tokenizer, config: DataConfig
 
 
 def _packed(documents: grain.IterDataset, config: DataConfig, seed: int | None) -> grain.IterDataset:
+    if config.format == "labelled_images":
+        return documents
     if config.format != "interleaved":
         return packed_rows(documents, config.packing, config.sequence_length, seed)
     others, bins = media_lengths(config.media), packing_bins(config.media)
@@ -145,6 +151,10 @@ def _packed(documents: grain.IterDataset, config: DataConfig, seed: int | None) 
 def _assemble(config: DataConfig, batch_size: int, tokenizer: Tokenizer):
     if config.format == "interleaved":
         return functools.partial(make_media_batch, batch_size=batch_size, pad_id=tokenizer.pad_id, config=config.media)
+    if config.format == "labelled_images":
+        return functools.partial(
+            make_labelled_batch, batch_size=batch_size, token=tokenizer.bos_id, pad_id=tokenizer.pad_id
+        )
     make = make_preference_batch if config.format == "preference" else make_batch
     return functools.partial(make, batch_size=batch_size, pad_id=tokenizer.pad_id)
 
@@ -159,7 +169,9 @@ def _rows_of_source(
         )
     seed = _seed(config.seed, "documents", number)
     documents = grain.MapDataset.source(view)[stream::streams].seed(seed).shuffle().repeat()
-    documents = documents.map(_to_predictions(left_out, len(view), tokenizer, config, encode))
+    to_row = _to_predictions(left_out, len(view), tokenizer, config, encode)
+    # Random maps draw anew for each element and epoch.
+    documents = documents.random_map(to_row) if config.format == "labelled_images" else documents.map(to_row)
     options = grain.ReadOptions(num_threads=config.read_threads, prefetch_buffer_size=READ_AHEAD_DOCUMENTS)
     return _packed(documents.to_iter_dataset(options), config, seed)
 
@@ -180,6 +192,8 @@ def _identity(
 ) -> dict[str, Any]:
     """What must be the same for a position to mean the same batches."""
     media = {"media": dataclasses.asdict(config.media)} if config.format == "interleaved" else {}
+    if config.format == "labelled_images":
+        media["images"] = _plain(dataclasses.asdict(config.images))
     if fingerprint := getattr(encode_image, "fingerprint", None):
         media["image tokenizer"] = fingerprint
     return media | {
@@ -194,6 +208,11 @@ def _identity(
         "worker_processes": config.worker_processes,
         "stream": f"{stream} of {streams}",
     }
+
+
+def _plain(fields: dict[str, Any]) -> dict[str, Any]:
+    """As JSON gives it back."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
 
 
 class WithLeftOut:

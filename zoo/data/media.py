@@ -93,10 +93,13 @@ class Media:
     audio_slots: Int32[Array, "batch length"] | None = None
     """Which soft token of its row's recordings stands at a position; -1 = none. None as `audio`."""
 
+    pixel_values: Float32[Array, "batch channels side side"] | None = None
+    """Images with classes, one a row (`zoo.data.labelled_images`); None elsewhere."""
+
 
 for _kind, _fields in (
     (PackedImages, ["patches", "coordinates", "segment_ids"]),
     (AudioClips, ["mel", "mask"]),
-    (Media, ["images", "audio", "image_slots", "audio_slots"]),
+    (Media, ["images", "audio", "image_slots", "audio_slots", "pixel_values"]),
 ):
     jax.tree_util.register_dataclass(_kind, data_fields=_fields, meta_fields=[])

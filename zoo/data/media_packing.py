@@ -17,6 +17,7 @@ from zoo.data.batch import Batch
 from zoo.data.config import DataConfig
 from zoo.data.images import scaled
 from zoo.data.interleaved import Interleaved
+from zoo.data.labelled_images import labelled_shapes
 from zoo.data.media import AudioClips, BadMedia, LeftOut, Media, PackedImages
 from zoo.data.media_config import MediaConfig
 from zoo.data.packing import PACKING_BINS, PREDICTIONS, make_batch, stack_rows
@@ -102,6 +103,8 @@ def make_media_batch(rows: Sequence[dict[str, np.ndarray]], batch_size: int, pad
 
 def media_shapes(config: DataConfig) -> Media | None:
     """Shapes and dtypes (`jax.ShapeDtypeStruct`) of `Batch.media` for this data; None for text."""
+    if config.format == "labelled_images":
+        return labelled_shapes(config)
     if config.format != "interleaved" or not media_lengths(config.media):
         return None
     media, rows = config.media, config.batch_size

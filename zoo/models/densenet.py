@@ -18,7 +18,15 @@ from jaxtyping import Array, Float
 
 from zoo.errors import UserError
 from zoo.nn import Execution
-from zoo.nn.convolution import BatchNorm, Convolution, ConvolutionalClassifier, halved, max_pool, to_rows_last
+from zoo.nn.convolution import (
+    BatchNorm,
+    Convolution,
+    ConvolutionalClassifier,
+    halved,
+    halved_side,
+    max_pool,
+    to_rows_last,
+)
 
 
 @dataclass(frozen=True)
@@ -64,6 +72,22 @@ class DensenetConfig:
     def smallest_side(self) -> int:
         """Pixels of a side of which one is left after the stem and every halving."""
         return 4 * 2 ** (len(self.depths) - 1) - 3
+
+    def flops_per_image(self, side: int) -> float:
+        """Forward floating-point operations of the convolutions and the classifier on an image of side x side pixels; a
+        training step takes three times as many."""
+        side = halved_side(side)
+        total = side**2 * self.num_channels * self.stem_width * 49
+        side = halved_side(side)
+        inner = self.bottleneck * self.growth
+        for number, (depth, width) in enumerate(zip(self.depths, self.inputs)):
+            for _ in range(depth):
+                total += side**2 * (width * inner + 9 * inner * self.growth)
+                width += self.growth
+            if number + 1 < len(self.depths):
+                total += side**2 * width * (width // 2)
+                side //= 2
+        return 2.0 * (total + self.feature_dim * self.num_classes)
 
     def num_parameters(self) -> int:
         """Weights, biases, and the norms' statistics, which are not trained by a gradient."""

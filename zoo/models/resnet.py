@@ -19,7 +19,7 @@ from jaxtyping import Array, Float
 
 from zoo.errors import UserError
 from zoo.nn import Execution
-from zoo.nn.convolution import BatchNorm, Convolution, ConvolutionalClassifier, max_pool, to_rows_last
+from zoo.nn.convolution import BatchNorm, Convolution, ConvolutionalClassifier, halved_side, max_pool, to_rows_last
 
 SMALLEST_SIDE = 2
 """Pixels of a side."""
@@ -55,6 +55,11 @@ class ResnetConfig:
             raise UserError(f"model.widths={self.widths} must be multiples of 4 for bottlenecks")
 
     @property
+    def smallest_side(self) -> int:
+        """Pixels of a side of an image, at least."""
+        return SMALLEST_SIDE
+
+    @property
     def feature_dim(self) -> int:
         """Width of the features that the classifier reads."""
         return self.widths[-1]
@@ -78,6 +83,21 @@ class ResnetConfig:
         """Whether the shortcut of a block is a convolution."""
         inputs, stride = self.entry(stage, index)
         return inputs != self.widths[stage] or stride != 1
+
+    def flops_per_image(self, side: int) -> float:
+        """Forward floating-point operations of the convolutions and the classifier on an image of side x side pixels; a
+        training step takes three times as many."""
+        side = halved_side(side)
+        total = side**2 * self.num_channels * self.stem_width * 49
+        side = halved_side(side)
+        for stage, depth in enumerate(self.depths):
+            for index in range(depth):
+                for inputs, outputs, kernel, stride in self.convolutions(stage, index):
+                    side = halved_side(side) if stride == 2 else side
+                    total += side**2 * inputs * outputs * kernel**2
+                if self.has_shortcut(stage, index):
+                    total += side**2 * self.entry(stage, index)[0] * self.widths[stage]
+        return 2.0 * (total + self.feature_dim * self.num_classes)
 
     def num_parameters(self) -> int:
         """Weights, biases, and the norms' statistics, which are not trained by a gradient."""

@@ -114,6 +114,11 @@ def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b r s c"]:
     return jax.lax.reduce_window(x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, 2, 2, 1), padding)
 
 
+def halved_side(side: int) -> int:
+    """Rows after a convolution or a `max_pool` that takes every second one."""
+    return (side + 1) // 2
+
+
 def halved(x: Float[Array, "b h w c"]) -> Float[Array, "b r s c"]:
     """Means of 2 x 2; an odd last row or column is left out."""
     batch, height, width, channels = x.shape

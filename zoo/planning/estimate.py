@@ -153,7 +153,7 @@ def _loop_passes(program: str) -> int:
 def work(recipe: Recipe, program: str, devices: int) -> tuple[int, float]:
     """(tokens of a step on all devices, useful FLOPs of a step on one device)."""
     batch, length = recipe.data.batch_size, recipe.data.sequence_length
-    forward = recipe.model.flops_per_token(length)
+    forward = recipe.sequence_model.flops_per_token(length)
     if program == "train":
         return batch * length, TRAINING_TO_FORWARD * forward * batch * length / devices
     from zoo.planning.generation import generation_work

@@ -70,7 +70,7 @@ def generation_work(recipe: Recipe, program: str, devices: int) -> tuple[int, fl
     Prefill: all tokens of the prompts without the output head, which only the last one needs. Decode: `BLOCK` tokens
     per row, whose attention sees the window or the whole context.
     """
-    model, batch, length = one_decoder(recipe.model), recipe.data.batch_size, recipe.data.sequence_length
+    model, batch, length = one_decoder(recipe.sequence_model), recipe.data.batch_size, recipe.data.sequence_length
     head = 2 * model.embed_dim * model.vocab_size
     if program == "prefill":
         forward = model.flops_per_token(length) - head

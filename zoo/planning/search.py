@@ -87,7 +87,7 @@ def shortlist(ranked: list[Candidate], limit: int) -> list[Candidate]:
 def meshes(recipe: Recipe, devices: int, slices: int) -> Iterator[MeshConfig]:
     """Meshes whose axes divide the widths, the tokens, the experts and the batch. Parameters are divided as far as the
     width allows, what is left are copies (data); slices are copies (replica)."""
-    model, data = one_decoder(recipe.model), recipe.data
+    model, data = one_decoder(recipe.sequence_model), recipe.data
     per_slice = devices // slices
     for tensor in _powers_of_two(MOST_TENSOR):
         if (
@@ -121,7 +121,7 @@ def _model(recipe: Recipe, topology: Topology) -> tuple[float, float]:
     """(bytes, seconds) of a device: parameters, moments and gradients, kept activations, gathered layers and embedding;
     matrix products, parameters gathered and gradients scattered, activations added within a tensor group, tokens
     exchanged between experts."""
-    mesh, model, links = recipe.mesh, one_decoder(recipe.model), links_of(topology.target)
+    mesh, model, links = recipe.mesh, one_decoder(recipe.sequence_model), links_of(topology.target)
     steps, policy = recipe.optimizer.accumulation_steps, recipe.execution.remat_policy
     shards = mesh.replica * mesh.data * mesh.fsdp * mesh.expert
     divided = mesh.fsdp * mesh.context * mesh.expert * mesh.tensor

@@ -26,6 +26,7 @@ from zoo.recipes import (
     gemma2_27b_v5p_6144,
     gemma2_nano,
     gemma2_nano_lora,
+    image_classes,
     image_vq,
 )
 from zoo.recipes.recipe import Recipe, first_difference, recipe_to_dict
@@ -47,6 +48,7 @@ _MODULES = (
     gemini_tiny_flash,
     gemini_tiny_multimodal,
     image_vq,
+    image_classes,
     bert_tiny_mlm,
     arithmetic_sft,
     arithmetic_dpo,

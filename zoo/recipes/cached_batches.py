@@ -51,7 +51,7 @@ def open_cache(recipe: Recipe, batches: TrainBatches) -> TeacherCache | None:
             batch_size=recipe.data.batch_size,
             sequence_length=recipe.data.sequence_length,
             k=cache.layout.k,
-            vocab_size=recipe.model.vocab_size,
+            vocab_size=recipe.sequence_model.vocab_size,
             temperature=how.temperature,
             teacher=cache.layout.teacher,
             stream=stream_identity(batches.get_state()),

@@ -11,7 +11,9 @@ from jax.sharding import Mesh
 
 from zoo.data import MediaVocabulary, Tokenizer
 from zoo.errors import UserError
+from zoo.models import ClassifierConfig
 from zoo.recipes.adapters import check_adapter_run
+from zoo.recipes.classification import check_classification
 from zoo.recipes.image_tokens import check_image_run, check_image_tokenizer
 from zoo.recipes.masked_tokens import check_mask_token, check_masked_run
 from zoo.recipes.post_training import check_post_training, frozen_configs
@@ -37,9 +39,10 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
             f"data.sequence_length={data.sequence_length} is not divisible by the mesh's context={parts}; "
             f"{max(1, round(data.sequence_length / parts)) * parts} would be"
         )
+    check_classification(recipe)
     if recipe.trains_images:
         check_image_run(recipe)
-    else:
+    elif recipe.reads_text:
         check_tokens(recipe)
     check_media(recipe)
     check_image_tokenizer(recipe)
@@ -54,9 +57,8 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
     needed, available = least_bytes(recipe, mesh), memory_bytes(mesh)
     if available is not None and needed > available:
         raise UserError(
-            f"training model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, "
-            f"model.vocab_size={model.vocab_size} ({model.num_parameters():,} parameters) with "
-            f"data.batch_size={data.batch_size} x data.sequence_length={data.sequence_length}"
+            f"training {_sizes(recipe)} ({model.num_parameters():,} parameters) with data.batch_size={data.batch_size}"
+            f"{'' if recipe.classifies else f' x data.sequence_length={data.sequence_length}'}"
             f"{'' if recipe.teacher is None else f' and the teacher {recipe.teacher}'} needs at least "
             f"{_gib(needed)} GiB, the {mesh.size} device(s) have {_gib(available)} GiB; "
             "choose smaller sizes, more devices, or optimizer.accumulation_steps"
@@ -65,7 +67,7 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
 
 def check_tokens(recipe: Recipe) -> None:
     """Raises `UserError` if the rows of tokens do not fit the model."""
-    data, model = recipe.data, recipe.model
+    data, model = recipe.data, recipe.sequence_model
     check_masked_run(recipe)
     if data.sequence_length > model.max_position_embeddings:
         raise UserError(
@@ -108,18 +110,18 @@ def check_media(recipe: Recipe) -> None:
 def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, source: str) -> None:
     """Raises `UserError` if the tokenizer has more tokens than the model, or another fingerprint than `expected`, that
     of the tokenizer that `source` was trained with."""
-    if tokenizer.vocab_size > recipe.model.vocab_size:
+    if tokenizer.vocab_size > recipe.sequence_model.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens, the model knows model.vocab_size="
-            f"{recipe.model.vocab_size}: use the model's own tokenizer, or raise model.vocab_size"
+            f"{recipe.sequence_model.vocab_size}: use the model's own tokenizer, or raise model.vocab_size"
         )
     if recipe.data.format == "interleaved":
         vocabulary = MediaVocabulary(tokenizer.vocab_size, recipe.data.media.image_codes)
-        if vocabulary.size > recipe.model.vocab_size:
+        if vocabulary.size > recipe.sequence_model.vocab_size:
             raise UserError(
                 f"the tokenizer's {tokenizer.vocab_size} tokens, the media tokens and data.media.image_codes="
                 f"{vocabulary.image_codes} make {vocabulary.size}, the model knows model.vocab_size="
-                f"{recipe.model.vocab_size}: raise it, or lower data.vocab_size"
+                f"{recipe.sequence_model.vocab_size}: raise it, or lower data.vocab_size"
             )
     check_mask_token(recipe, tokenizer)
     if expected is not None and tokenizer.fingerprint != expected:
@@ -132,7 +134,7 @@ def check_tokenizer(recipe: Recipe, tokenizer: Tokenizer, expected: str | None, 
 def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
     """Bytes that training takes on all devices together if nothing else is stored: parameters, gradients, two moments
     (only the parameters if some of them are frozen), those of a fixed teacher, and one layer input per layer of the
-    micro-batch."""
+    micro-batch; of a classifier its images."""
     weights = jnp.dtype(recipe.execution.param_dtype).itemsize
     copies = mesh.shape["replica"] * mesh.shape["data"]
     trained = (
@@ -145,11 +147,22 @@ def least_bytes(recipe: Recipe, mesh: Mesh) -> int:
     if teacher is not None:
         state += teacher.num_parameters() * weights
     state += sum(config.num_parameters() for config in frozen_configs(recipe)) * weights
-    tokens = recipe.data.batch_size * recipe.data.sequence_length // recipe.optimizer.accumulation_steps
-    inputs = (
-        tokens * recipe.model.embed_dim * recipe.model.num_layers * jnp.dtype(recipe.execution.compute_dtype).itemsize
+    rows = recipe.data.batch_size // recipe.optimizer.accumulation_steps
+    if isinstance(recipe.model, ClassifierConfig):
+        numbers = recipe.data.images.channels * recipe.data.images.side**2
+    else:
+        numbers = recipe.data.sequence_length * recipe.model.embed_dim * recipe.model.num_layers
+    return state * copies + rows * numbers * jnp.dtype(recipe.execution.compute_dtype).itemsize
+
+
+def _sizes(recipe: Recipe) -> str:
+    """What makes a model large, as its options are called."""
+    model = recipe.model
+    if isinstance(model, ClassifierConfig):
+        return f"model.depths={' '.join(map(str, model.depths))}"
+    return (
+        f"model.num_layers={model.num_layers}, model.embed_dim={model.embed_dim}, model.vocab_size={model.vocab_size}"
     )
-    return state * copies + inputs
 
 
 def memory_bytes(mesh: Mesh) -> int | None:

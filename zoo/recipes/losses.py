@@ -8,6 +8,7 @@ from flax import nnx
 from zoo.models import CoDistilledConfig
 from zoo.recipes.recipe import Recipe
 from zoo.training.cached_teacher import cached_teacher_loss
+from zoo.training.classification_loss import classification_loss
 from zoo.training.image_loss import image_reconstruction_loss
 from zoo.training.losses import next_token_loss
 from zoo.training.masked_loss import masked_token_loss
@@ -34,6 +35,8 @@ def loss_function(recipe: Recipe, reference: Any = None) -> LossFunction:
         )
     if recipe.trains_images:
         return image_reconstruction_loss
+    if recipe.classifies:
+        return functools.partial(classification_loss, config=recipe.classification)
     if recipe.trains_masked:
         return functools.partial(masked_token_loss, z_loss=recipe.z_loss, chunk_tokens=recipe.loss_chunk_tokens)
     loss = online_distillation_loss if isinstance(recipe.model, CoDistilledConfig) else next_token_loss
@@ -63,8 +66,9 @@ def loss_with_cache(recipe: Recipe) -> LossFunction:
 
 def is_stochastic(recipe: Recipe) -> bool:
     """Whether the loss is called with a key in training, and without one in validation: sparse layers have other
-    capacity then, and jitter; a student learns from its teacher in training only; masks are drawn."""
-    if recipe.trains_masked:
+    capacity then, and jitter; a student learns from its teacher in training only; masks are drawn; batch
+    normalisation uses the batch's statistics."""
+    if recipe.trains_masked or recipe.classifies:
         return True
     return isinstance(recipe.model, CoDistilledConfig) or getattr(recipe.model, "experts", None) is not None
 

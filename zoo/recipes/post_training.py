@@ -114,10 +114,10 @@ def _check_model(recipe: Recipe, option: str, path: str) -> None:
 
 
 def _check_sizes(recipe: Recipe, option: str, path: str, config: Any) -> None:
-    if config.vocab_size != recipe.model.vocab_size:
+    if config.vocab_size != recipe.sequence_model.vocab_size:
         raise UserError(
             f"{option} {path} has a vocabulary of {config.vocab_size} and this run model.vocab_size="
-            f"{recipe.model.vocab_size}: they must be the same"
+            f"{recipe.sequence_model.vocab_size}: they must be the same"
         )
     if config.max_position_embeddings < recipe.data.sequence_length:
         raise UserError(
@@ -214,7 +214,7 @@ def frozen_flops_per_token(recipe: Recipe) -> float:
     length = recipe.data.sequence_length
     forward = sum(config.flops_per_token(length) for config in frozen_configs(recipe))
     if recipe.samples_answers:
-        forward += recipe.model.flops_per_token(length)
+        forward += recipe.sequence_model.flops_per_token(length)
     return forward / TRAINING_TO_FORWARD
 
 

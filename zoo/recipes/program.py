@@ -23,6 +23,7 @@ from zoo.recipes.losses import (
 )
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.weights import AbstractModel, abstract_checkpoint, abstract_model, abstract_teacher
+from zoo.training.classification_loss import kept_statistics
 from zoo.training.optimizer import make_optimizer, make_schedule
 from zoo.training.parameters import flatten_with_names
 from zoo.training.routing import selection_biases
@@ -60,7 +61,9 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
     """What the recipe trains with on this mesh. Nothing is allocated or compiled."""
     adapter = adapter_program(recipe, mesh)
     model = abstract_model(recipe, mesh) if adapter is None else AbstractModel(None, adapter.params)
-    not_optimized = (*recipe.freeze, *selection_biases(flatten_with_names(model.params)))
+    names = list(flatten_with_names(model.params))
+    statistics = kept_statistics(names) if recipe.classifies else []
+    not_optimized = (*recipe.freeze, *selection_biases(names), *statistics)
     optimizer = make_optimizer(recipe.optimizer, recipe.loop.steps, model.params, not_optimized)
     teacher = abstract_teacher(recipe, mesh)
     reference = abstract_checkpoint(recipe.reference, "the reference", recipe, mesh)
@@ -79,6 +82,7 @@ def training_program(recipe: Recipe, mesh: Mesh) -> TrainingProgram:
         schedule=make_schedule(recipe.optimizer, recipe.loop.steps),
         accumulation_steps=recipe.optimizer.accumulation_steps,
         frozen_patterns=recipe.freeze,
+        kept_of_inputs=statistics,
         stochastic=is_stochastic(recipe) or recipe.peft.dropout > 0,
         spike_rule=recipe.optimizer.spike_rule,
         balancing_bias_rate=balancing_bias_rate(recipe),

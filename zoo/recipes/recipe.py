@@ -9,10 +9,11 @@ import tyro
 
 from zoo.data import DataConfig
 from zoo.errors import UserError
-from zoo.models import BertConfig, RewardModelConfig, TrainedConfig, VqImageConfig
+from zoo.models import BertConfig, ClassifierConfig, RewardModelConfig, TrainedConfig, VqImageConfig
 from zoo.nn import Execution
 from zoo.parallel import DistributedConfig, MeshConfig, ShardingRules
 from zoo.peft import PeftConfig
+from zoo.training.classification_loss import ClassificationConfig
 from zoo.training.loop import LoopConfig
 from zoo.training.optimizer import OptimizerConfig
 from zoo.training.policy_gradient import PolicyGradientConfig
@@ -64,7 +65,7 @@ class Recipe:
     """What it is trained on; `--data PATH ...` is short for `--data.paths PATH ...`."""
     optimizer: OptimizerConfig
     """How it is trained."""
-    model: Annotated[TrainedConfig, tyro.conf.AvoidSubcommands]
+    model: Annotated[TrainedConfig | ClassifierConfig, tyro.conf.AvoidSubcommands]
     """Architecture."""
     execution: Execution = Execution()
     """How the model is computed."""
@@ -90,6 +91,8 @@ class Recipe:
     """How the model learns from pairs of answers (`--data.format preference`)."""
     policy: PolicyGradientConfig = PolicyGradientConfig()
     """How the model learns from rewards of its own answers (`--data.format prompts`)."""
+    classification: ClassificationConfig = ClassificationConfig()
+    """How a classifier of images learns (`--data.format labelled_images`)."""
     seed: int = 0
     """Seed of the initial weights (the order of the data has a seed of its own)."""
     z_loss: float = 0.0
@@ -131,6 +134,23 @@ class Recipe:
     def trains_images(self) -> bool:
         """Whether the model is a tokenizer of images, which reads no text."""
         return isinstance(self.model, VqImageConfig)
+
+    @property
+    def sequence_model(self) -> TrainedConfig:
+        """The architecture of a model that reads sequences. TypeError of a classifier of images."""
+        if isinstance(self.model, ClassifierConfig):
+            raise TypeError(f"{self.name} classifies images: it has no tokens")
+        return self.model
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the model is a classifier of images, which reads no text."""
+        return isinstance(self.model, ClassifierConfig)
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether the run has a tokenizer."""
+        return not (self.trains_images or self.classifies)
 
     @property
     def trains_masked(self) -> bool:

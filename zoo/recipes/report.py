@@ -27,6 +27,9 @@ def opening(recipe: Recipe, mesh: Mesh, corpus: Corpus, tokenizer: Tokenizer, fi
         amount = f"{data.batch_size * data.media.patches_per_row // model.codes_per_image:,} images"
         reads = f"images     {model.image_size} x {model.image_size} pixels, {model.codes_per_image} codes"
         reads += f" of {model.num_codes:,} each; texts and recordings are not read"
+    if recipe.classifies:
+        amount, images = f"{data.batch_size:,} images", data.images
+        reads = f"images     {images.side} x {images.side} x {images.channels}, {len(images.classes)} classes"
     if recipe.samples_answers:
         amount = f"{data.batch_size * recipe.policy.samples_per_prompt:,} sampled answers"
     kind = mesh.devices.flat[0].device_kind
@@ -87,7 +90,7 @@ def sample_text(recipe: Recipe, graphdef: nnx.GraphDef, params: Any, tokenizer: 
     # A model of interleaved documents has tokens that stand for no text: none of them is drawn.
     vocabulary = MediaVocabulary(tokenizer.vocab_size, recipe.data.media.image_codes)
     words_only = ImageOutput(vocabulary) if recipe.data.format == "interleaved" else None
-    room = recipe.model.max_position_embeddings - len(prompt)
+    room = recipe.sequence_model.max_position_embeddings - len(prompt)
     new_tokens = generate(
         model,
         np.array([prompt], np.int32),

@@ -113,7 +113,7 @@ def choose_tokenizer(recipe: Recipe, corpus: Corpus, saved: RunInfo | None) -> T
     Raises:
         UserError: it does not fit the model, or is not the one that the weights or the teacher were trained with.
     """
-    if recipe.trains_images:
+    if not recipe.reads_text:
         return NoText()
     run, teacher = Path(recipe.run_dir), recipe.teacher
     of_teacher = None if teacher is None else _tokenizer_of(teacher)
@@ -130,9 +130,9 @@ def choose_tokenizer(recipe: Recipe, corpus: Corpus, saved: RunInfo | None) -> T
             raise UserError(f"{source} has no tokenizer: name the one it was trained with (--data.tokenizer)")
         tokenizer = found
     else:
-        if recipe.data.tokenizer is None and recipe.model.vocab_size >= LARGEST_TRAINED_VOCABULARY:
+        if recipe.data.tokenizer is None and recipe.sequence_model.vocab_size >= LARGEST_TRAINED_VOCABULARY:
             raise UserError(
-                f"{recipe.name} needs a tokenizer for its vocabulary of {recipe.model.vocab_size}: "
+                f"{recipe.name} needs a tokenizer for its vocabulary of {recipe.sequence_model.vocab_size}: "
                 "--init-from a checkpoint that carries one, or --data.tokenizer PATH"
             )
         tokenizer = tokenizer_for(corpus, recipe.data)
@@ -191,8 +191,8 @@ def describe_run(recipe: Recipe, tokenizer: Tokenizer) -> RunInfo:
         recipe=recipe.name,
         model_dict=config_to_dict(recipe.model),
         execution_dict=dataclasses.asdict(recipe.execution),
-        tokenizer_fingerprint=None if recipe.trains_images else tokenizer.fingerprint,
-        tokenizer_dir=None if recipe.trains_images else tokenizer_dir(run),
+        tokenizer_fingerprint=tokenizer.fingerprint if recipe.reads_text else None,
+        tokenizer_dir=tokenizer_dir(run) if recipe.reads_text else None,
         config=recipe_to_dict(recipe),
     )
 

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from zoo.data import Tokenizer
 from zoo.errors import UserError
 from zoo.interop import read_config, source_of
-from zoo.models import CoDistilledConfig, DecoderConfig
+from zoo.models import ClassifierConfig, CoDistilledConfig, DecoderConfig
 from zoo.recipes.recipe import Recipe
 from zoo.recipes.weights import load_params
 from zoo.training.mfu import TRAINING_TO_FORWARD
@@ -55,10 +55,10 @@ def check_teacher(recipe: Recipe) -> None:
     if not isinstance(teacher, get_args(DecoderConfig)):
         kind = type(teacher).__name__.removesuffix("Config")
         raise UserError(f"--teacher {path} holds a {kind}, which is no decoder: it says nothing of the next token")
-    if teacher.vocab_size != recipe.model.vocab_size:
+    if teacher.vocab_size != recipe.sequence_model.vocab_size:
         raise UserError(
             f"--teacher {path} has a vocabulary of {teacher.vocab_size} and this run model.vocab_size="
-            f"{recipe.model.vocab_size}: they must be the same"
+            f"{recipe.sequence_model.vocab_size}: they must be the same"
         )
     if teacher.max_position_embeddings < recipe.data.sequence_length:
         raise UserError(
@@ -71,6 +71,7 @@ def _check_student(recipe: Recipe, option: str) -> None:
     kinds = {
         "trains a pair, which has a teacher of its own": isinstance(recipe.model, CoDistilledConfig),
         "trains a tokenizer of images": recipe.trains_images,
+        "trains a classifier of images": recipe.classifies,
         "trains a model that guesses masked tokens": recipe.trains_masked,
     }
     for kind, applies in kinds.items():
@@ -165,9 +166,11 @@ def check_same_teacher(recipe: Recipe, params: Any, *, new: bool, cached: str | 
 
 
 def flops_per_token(recipe: Recipe) -> float:
-    """Forward floating-point operations per token of the model, and of the teacher a part so that a training step
-    takes `TRAINING_TO_FORWARD` times as many: it is not differentiated."""
+    """Forward floating-point operations per token (of a classifier, per image) of the model, and of the teacher a part
+    so that a training step takes `TRAINING_TO_FORWARD` times as many: it is not differentiated."""
     length, teacher = recipe.data.sequence_length, teacher_config(recipe)
+    if isinstance(recipe.model, ClassifierConfig):
+        return recipe.model.flops_per_image(recipe.data.images.side)
     model = recipe.model.flops_per_token(length)
     if recipe.peft.trains_adapter and recipe.peft.method != "sparse":
         model *= 2 / TRAINING_TO_FORWARD  # forward, and backward to the inputs of products, but not to the weights

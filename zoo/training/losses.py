@@ -63,6 +63,9 @@ class LossSums(NamedTuple):
     """Further sums by name that are reported per unit of weight only."""
     routing: RouterStatistics | None = None
     """Of a model with sparse layers: their routers' sums [layers, ...], reported, and used to balance the load."""
+    statistics: dict[str, Array] = {}
+    """New values of the parameters that the model keeps of its inputs in training (batch normalisation), by name, each
+    times `weight`."""
 
 
 class LanguageModelConfig(Protocol):

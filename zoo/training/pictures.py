@@ -1,10 +1,11 @@
-"""Pictures of a run as PNGs: its loss curve, what its time went into, and what its routers did."""
+"""Pictures of a run as PNGs: loss curve, where its time went, what its routers did, which classes it confuses."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Int
 
 from zoo.training.goodput import CAUSES, readable_time
 from zoo.training.metrics import read_metrics
@@ -229,3 +230,31 @@ def smoothed(values: np.ndarray) -> np.ndarray:
 def _horizontal_label(last: Mapping[str, Any]) -> str:
     tokens = last.get("tokens")
     return "step" if not tokens else f"step   ({last['step']:,} steps = {short_count(tokens)} tokens)"
+
+
+def confusion_picture(
+    counts: Int[np.ndarray, "k k"], classes: Sequence[str], png: str | Path, *, title: str = ""
+) -> None:
+    """Draws how many examples of the class of each row were taken for that of each column: shaded by their share of the
+    row, with the counts if the classes are few."""
+    from matplotlib.figure import Figure
+
+    size = len(classes)
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    side = min(12.0, max(3.5, 0.45 * size + 2))
+    figure = Figure(figsize=(side + 0.8, side), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    if size <= 20:
+        for (row, column), count in np.ndenumerate(counts):
+            shade = "white" if shares[row, column] > 0.6 else "black"
+            axes.text(column, row, f"{count:,}", ha="center", va="center", color=shade, fontsize=8)
+    shown = np.arange(size) if size <= 40 else np.linspace(0, size - 1, 20).round().astype(int)
+    names = [classes[number] for number in shown]
+    axes.set_xticks(shown, names, rotation=45 if size > 3 else 0, ha="right" if size > 3 else "center", fontsize=8)
+    axes.set_yticks(shown, names, fontsize=8)
+    axes.set_xlabel("taken for")
+    axes.set_ylabel("is")
+    axes.set_title(title, fontsize=11, loc="left")
+    figure.colorbar(image, ax=axes, label="share of the row", fraction=0.046)
+    figure.savefig(png, format="png")

@@ -43,6 +43,7 @@ def make_train_step(
     schedule: optax.Schedule,
     accumulation_steps: int = 1,
     frozen_patterns: Sequence[str] = (),
+    kept_of_inputs: Sequence[str] = (),
     stochastic: bool = False,
     spike_rule: SpikeRule | None = None,
     balancing_bias_rate: float = 0.0,
@@ -70,6 +71,10 @@ def make_train_step(
     selection biases have no gradient (give `make_optimizer` their names as frozen): every update moves each one by
     `balancing_bias_rate` towards a balanced load, unless `frozen_patterns` cover it.
 
+    The parameters named in `kept_of_inputs` have no gradient either (give `make_optimizer` their names as frozen): they
+    become what the loss says (`LossSums.statistics`), the mean over micro-batches by weight, unless `frozen_patterns`
+    cover them.
+
     `train_step(state, batch, teacher)` gives its third argument to the loss, as `teacher=`: the parameters of another
     model, which are not differentiated, kept in the state or returned.
 
@@ -83,7 +88,8 @@ def make_train_step(
         structure = jax.tree.structure(state.params)
         frozen = matching_names(list(named), frozen_patterns)
         biases = [name for name in selection_biases(named) if name not in frozen] if balancing_bias_rate else []
-        frozen |= set(selection_biases(named))
+        kept = [name for name in kept_of_inputs if name not in frozen]
+        frozen |= set(selection_biases(named)) | set(kept_of_inputs)
 
         def objective(trained: dict[str, Array], batch: Any, rng: Array) -> tuple[Array, LossSums]:
             params = jax.tree.unflatten(structure, [trained.get(name, leaf) for name, leaf in named.items()])
@@ -121,6 +127,7 @@ def make_train_step(
             moved = {name: p if name in frozen else p + updates[name] for name, p in named.items()}
             if biases and sums.routing is not None:
                 moved |= balanced_biases({n: named[n] for n in biases}, sums.routing.assigned, balancing_bias_rate)
+            moved |= {name: (sums.statistics[name] * per_weight).astype(named[name].dtype) for name in kept}
             return list(moved.values()), opt_state
 
         # A branch, not jnp.where on the results: with that XLA:CPU copies the moments before it updates them.
