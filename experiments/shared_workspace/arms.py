@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from zoo.errors import UserError, nearest_name
 from zoo.models.workspace_transformer import VARIANTS
@@ -37,6 +37,8 @@ class Arm:
     scene: Literal["marked", "described", "pixels"] = "marked"
     """Sort-of-CLEVR: descriptions of the objects that say as well which ones the question names, without that, or
     patches of the picture."""
+    rate: float = 1.0
+    """Times the task's learning rate."""
 
 
 def _sweep() -> list[Arm]:
@@ -61,19 +63,24 @@ def swept_name(slots: int, top_k: int | None) -> str:
     return f"{variant}, {slots} slot{'s' * (slots > 1)}" + ("" if top_k is None else f", k {top_k}")
 
 
-MAIN = (
-    Arm(QUESTION_ONLY, "sort-of-clevr", QUESTION_ONLY, trained=False),
-    *(Arm(name, "sort-of-clevr", name) for name in VARIANTS),
-)
+RATES = {"ISAB": 0.25}
+"""Variants with another learning rate: at the others' ISAB, whose norms come after its sums, stays at chance."""
+
+
+def _variants(task: Task, prefix: str = "", **fields: Any) -> tuple[Arm, ...]:
+    return tuple(Arm(f"{prefix}{name}", task, name, rate=RATES.get(name, 1.0), **fields) for name in VARIANTS)
+
+
+MAIN = (Arm(QUESTION_ONLY, "sort-of-clevr", QUESTION_ONLY, trained=False), *_variants("sort-of-clevr"))
 SWEEP = tuple(_sweep())
-TRIANGLES = tuple(Arm(f"triangles: {name}", "triangles", name) for name in VARIANTS)
+TRIANGLES = _variants("triangles", "triangles: ")
 BALLS = (
     Arm(FLIES_ON, "balls", FLIES_ON, trained=False, once=True),
     Arm(WALLS, "balls", WALLS, trained=False, once=True),
     *(Arm(f"balls: {name}", "balls", name) for name in ("none", "pairwise", "workspace")),
 )
-UNMARKED = tuple(Arm(f"unmarked: {name}", "sort-of-clevr", name, scene="described") for name in VARIANTS)
-PIXELS = tuple(Arm(f"pixels: {name}", "sort-of-clevr", name, scene="pixels") for name in VARIANTS)
+UNMARKED = _variants("sort-of-clevr", "unmarked: ", scene="described")
+PIXELS = _variants("sort-of-clevr", "pixels: ", scene="pixels")
 STUDY = (*MAIN, *TRIANGLES, *BALLS, *SWEEP)
 """In the order in which a seed does them. `UNMARKED` and `PIXELS` are done where they are named."""
 GROUPS = {

@@ -36,10 +36,11 @@ def classifier(run: Run, arm: Arm, size: Size, folder: Path) -> Result:
     model = WorkspaceTransformer(config, rngs=nnx.Rngs(run.seed))
     if clevr:
         data = material.clevr_examples(material.clevr_of(size.clevr, run.seed, folder), pixels=pixels)
-        training, chosen = size.clevr.training, material.trained_on(len(data.elements), size.clevr)
+        chosen = material.trained_on(len(data.elements), size.clevr)
     else:
-        data, training = material.triangles_of(size.triangle, run.seed), size.triangle.training
+        data = material.triangles_of(size.triangle, run.seed)
         chosen = np.arange(len(data.answers))
+    training = size.training_of(arm)
     orders = material.orders(len(chosen), training.batch_size, training.steps, run.seed)
     batches = (material.taken(data, chosen[order], marked=marked) for order in orders)
     trained = train(run.name, model, answer_loss, batches, training, run.seed)

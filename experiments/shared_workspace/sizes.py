@@ -130,8 +130,15 @@ class Size:
 
     def made_with(self, arm: Arm) -> str:
         """A digest of everything that a run of an arm comes from, its seed apart."""
-        parts = [asdict(self.of(arm)), asdict(arm)]
-        return digest(parts)
+        fields = asdict(arm)
+        if arm.rate == 1:
+            del fields["rate"]  # results that are older than it count
+        return digest([asdict(self.of(arm)), fields])
+
+    def training_of(self, arm: Arm) -> Training:
+        """How an arm is trained."""
+        training = self.of(arm).training
+        return replace(training, learning_rate=arm.rate * training.learning_rate)
 
 
 def transformer_of(arm: Arm, size: Size) -> WorkspaceTransformerConfig:
