@@ -91,9 +91,11 @@ def test_a_text_of_targets_is_a_regular_expression_and_layers_may_be_chosen(base
     change(folder, target_modules=r"model\.layers\.\d+\.self_attn\.(q|o)_proj")
     wanted = logits(with_adapters(base, [load_adapter(written[0], base)]))
     np.testing.assert_array_equal(logits(with_adapters(base, [load_adapter(folder, base)])), wanted)
+    change(folder, target_modules=["q_proj", "o_proj"], layers_to_transform=[])  # as if it were not there
+    assert len(load_adapter(folder, base).values) == 16
     kept = {name: value for name, value in written[1].items() if ".layers.1." in name or ".layers.3." in name}
     safetensors.numpy.save_file(kept, folder / "adapter_model.safetensors")
-    change(folder, target_modules=["q_proj", "o_proj"], layers_to_transform=[1, 3])
+    change(folder, layers_to_transform=[1, 3])
     assert len(load_adapter(folder, base).values) == 8
 
 
@@ -129,6 +131,10 @@ def test_experts_are_one_module_each(tmp_path):
         load_adapter(tmp_path / "lora", model).values["layers/1/mlp/gate_lora_b"],
         adapter.values["layers/1/mlp/gate_lora_b"],
     )
+    stabilised = random_adapter(model, PeftConfig("lora", rank=4, alpha=6.0, rslora=True, target=("gate",)))
+    save_peft(stabilised, tmp_path / "stabilised", config=model.config)
+    written = json.loads((tmp_path / "stabilised" / "adapter_config.json").read_text())
+    assert (written["lora_alpha"], written["use_rslora"]) == (12, False)  # 6 / sqrt(4) = 12 / 4
     joined = sparse_model("gpt-oss-20b")
     adapter = random_adapter(joined, PeftConfig("lora", rank=2, target=("gate",)))
     with pytest.raises(UserError, match="no linear layer of gpt-oss in transformers: peft has no name for it"):
@@ -193,6 +199,9 @@ BAD = {
     ),
     "target_modules must be a text or a list": lambda folder: change(folder, target_modules=None),
     "use_dora = True is not computed here; False is": lambda folder: change(folder, use_dora=True),
+    "init_lora_weights = 'pissa_niter_4' is not computed here; True is": lambda folder: change(
+        folder, init_lora_weights="pissa_niter_4"
+    ),
     "bias = 'all' is not computed here; 'none' is": lambda folder: change(folder, bias="all"),
     "rank_pattern = {'q_proj': 4} is not computed here": lambda folder: change(folder, rank_pattern={"q_proj": 4}),
     "peft_type 'IA3' is not read, 'LORA' is": lambda folder: change(folder, peft_type="IA3"),

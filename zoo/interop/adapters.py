@@ -20,7 +20,7 @@ from zoo.interop.architectures import architecture_of, find_architecture
 from zoo.interop.config_fields import read_json_object
 from zoo.interop.new_folder import new_folder
 from zoo.interop.parameters import abstract_model
-from zoo.interop.places import read_parameter, read_stored, stored_sources
+from zoo.interop.places import EXPERT, read_parameter, read_stored, stored_sources
 from zoo.interop.runs import saved_execution
 from zoo.interop.safetensors_folder import SafetensorsFolder
 from zoo.interop.safetensors_writer import TensorToWrite, write_file
@@ -117,7 +117,11 @@ def save_peft(adapter: Adapter, folder: str | Path, *, config: Any, overwrite: b
         TensorToWrite(name, source.place.stored_shape(sizes), np.dtype(np.float32)) for name, source in sources.items()
     ]
     targets = peft_names.target_modules(config, architecture, names)
-    values = peft_names.config_to_peft(adapter.config, targets, adapter.base, is_decoder=architecture.is_decoder)
+    written = adapter.config
+    if written.rslora and any(EXPERT in place.name for place in places.values()):
+        # peft over transformers 5 joins the factors of gate and up, and scales by the root of both ranks together.
+        written = dataclasses.replace(written, alpha=written.scale * written.rank, rslora=False)
+    values = peft_names.config_to_peft(written, targets, adapter.base, is_decoder=architecture.is_decoder)
     with new_folder(Path(folder), num_bytes=sum(t.num_bytes for t in tensors), overwrite=overwrite) as temporary:
         _write_json(temporary / PEFT_CONFIG, values)
         _write_json(temporary / DESCRIPTION, _description(adapter, config))

@@ -3,7 +3,7 @@
     base_model.model.MODULE.lora_A.weight [r, in],  base_model.model.MODULE.lora_B.weight [out, r]
 
 MODULE is the path of a linear layer in transformers, whose weight lies as [out, in]; ours come from the same table as
-whole models (`zoo.interop.architectures`). Source: peft 0.17, tuners/lora/config.py and utils/save_and_load.py.
+whole models (`zoo.interop.architectures`). Source: peft 0.21, tuners/lora/config.py and utils/save_and_load.py.
 """
 
 import re
@@ -38,6 +38,11 @@ NOT_COMPUTED: dict[str, tuple[Any, ...]] = {
     "arrow_config": ({},),
     "corda_config": ({},),
     "eva_config": ({},),
+    "kasa_config": ({},),
+    "monteclora_config": ({},),
+    "use_bdlora": ({},),
+    # The others (pissa, olora, corda, loftq, lora_ga) change the base's weights, which no tensor of the folder says.
+    "init_lora_weights": (True, False, "gaussian", "orthogonal", "eva", "mica"),
 }
 """Keys of adapter_config.json, and the values besides null with which this is computed here."""
 
@@ -102,7 +107,7 @@ def targeted(config: Any, architecture: Architecture, values: Mapping[str, Any],
     peft's rules: a text is a regular expression of the whole path, a list of paths' ends. Raises `UserError` for one
     that chooses none."""
     target, layers = values.get("target_modules"), values.get("layers_to_transform")
-    layers = [layers] if isinstance(layers, int) else layers
+    layers = [layers] if isinstance(layers, int) else layers or None
     sizes = architecture.axis_sizes(config)
     found, seen = [], set()
     for module in modules(config, architecture):
