@@ -32,7 +32,7 @@ class ContinualMultilingual:
     """Folder of one JSON for each run, with one folder for each family; default docs/benchmarks/continual-multilingual,
     with --quick in --out."""
     only_report: bool = False
-    """Trains nothing: reports what the results have."""
+    """Trains nothing: reports what the results have; without --family, of the families that have any."""
     report: Path | None = None
     """Also writes the dated report (Markdown) to this file."""
 
@@ -41,12 +41,14 @@ def main() -> None:
     settings = parse_command(ContinualMultilingual, "experiments.continual_multilingual")
     if settings.quick and settings.report is not None:
         raise UserError("--quick shows that it works and nothing else: leave --report out")
-    if settings.quick:
+    if settings.quick and not settings.only_report:
         # Most of its time is compilation, and its programs run for a second.
         jax.config.update("jax_disable_most_optimizations", True)
     out = settings.out or Path("runs/continual_multilingual") / ("quick" if settings.quick else "")
     results = settings.results or (out / "results" if settings.quick else RESULTS)
     names = [settings.family] if settings.family else ["tagging"] if settings.quick else [f.name for f in FAMILIES]
+    if settings.only_report and not settings.family:
+        names = [name for name in names if any((results / name).glob("*-seed-*.json"))] or names
     seeds, machine, parts = settings.seeds or ((0,) if settings.quick else (0, 1, 2)), describe(), list[Part]()
     for name in names:
         family = quick_family(family_named(name)) if settings.quick else family_named(name)

@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from experiments.continual_multilingual.__main__ import main
 from experiments.continual_multilingual.aims import aims
 from experiments.continual_multilingual.arms import FULL, LAFT, LAFT_RANDOM, Run
 from experiments.continual_multilingual.choice import Choice
@@ -17,6 +18,7 @@ from experiments.continual_multilingual.sizes import TAGGING, quick_family
 from experiments.continual_multilingual.study import Part, RunResult
 from experiments.continual_multilingual.updates import Stage0, Update
 from experiments.interval import interval
+from zoo.errors import UserError
 
 STAGE0 = Stage0((0.5,), 10, 1.0, 1.0, 100)
 GROUPS = ["updated", "related", "other", "other"]
@@ -161,3 +163,17 @@ def test_the_page_has_tables_pictures_and_what_falls_short(tmp_path):
     x, y, updated = points(part, LAFT)
     assert x[:4].tolist() == [0.0, 0.1, 0.5, 0.6] and y[:4].tolist() == pytest.approx([10, 2, 2, -4])
     assert updated[:4].tolist() == [True, False, False, False]
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr("sys.argv", ["continual_multilingual", *map(str, words)])
+    main()
+
+
+def test_what_cannot_be_asked_for_is_one_line(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="leave --report out"):
+        command(monkeypatch, "--quick", "--report", tmp_path / "page.md")
+    with pytest.raises(UserError, match="--family: 'tagged' is unknown; .*tagging"):
+        command(monkeypatch, "--family", "tagged")
+    with pytest.raises(UserError, match="has no result of these arms and seeds: leave --only-report out"):
+        command(monkeypatch, "--quick", "--only-report", "--out", tmp_path)
