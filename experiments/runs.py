@@ -46,6 +46,6 @@ def worker_environment(out: Path) -> dict[str, str]:
 
 def write_json(value: Any, path: Path) -> None:
     """One line of JSON, the file whole or not at all: what is there, is a finished result."""
-    unfinished = path.with_suffix(".unfinished")
+    unfinished = path.with_suffix(f".{os.getpid()}.unfinished")  # two commands may write the same at once
     unfinished.write_text(json.dumps(value, ensure_ascii=False) + "\n", encoding="utf-8")
     unfinished.rename(path)

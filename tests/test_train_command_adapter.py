@@ -17,6 +17,7 @@ from tests.tiny_run import arguments, assert_same_run, losses, saved_params
 from zoo.data import open_corpus, tokenizer_for
 from zoo.errors import UserError, run_command
 from zoo.export import main as export
+from zoo.generate import main as generate
 from zoo.interop import save_huggingface, save_run
 from zoo.models import build
 from zoo.parallel import make_mesh
@@ -131,6 +132,16 @@ def test_score_takes_an_adapter(whole, base, tmp_path):
     assert with_adapter == of_run
 
 
+def test_generate_takes_an_adapter(whole, base, tmp_path):
+    np.save(tmp_path / "ids.npy", TOKENS)
+    for name, options in (("with", [base, "--adapter", whole[0]]), ("run", [whole[0]]), ("base", [base])):
+        words = ["--checkpoint", *options, "--tokens", tmp_path / "ids.npy", "--out", tmp_path / f"{name}.npy"]
+        generate([str(word) for word in (*words, "--max-new-tokens", 8)])
+    of_base, with_adapter, of_run = (np.load(tmp_path / f"{name}.npy") for name in ("base", "with", "run"))
+    np.testing.assert_array_equal(with_adapter, of_run)
+    assert (with_adapter != of_base).any()
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -154,6 +165,10 @@ def test_other_adapters_are_trained_and_loaded(options, corpus, base, tmp_path):
     assert np.abs(loaded - logits(base)).max() > 1e-4
     with pytest.raises(UserError, match="cannot be merged"):
         export([str(run), str(tmp_path / "merged"), "--format", "orbax"])
+    if options["peft__method"] == "prefix":
+        words = ["--checkpoint", base, "--adapter", run, "--prompt", "def ", "--mesh", f"context={jax.device_count()}"]
+        with pytest.raises(UserError, match="is a prefix, .* leave context out of --mesh"):
+            generate([str(word) for word in words])
 
 
 @pytest.mark.slow
@@ -197,6 +212,8 @@ def test_what_does_not_fit_is_refused_in_one_line_and_nothing_is_written(capsys,
         peft__method="bitfit", peft__rank=None, peft__dropout=None, peft__target=None
     )
     assert "peft.rank=4 has no meaning for peft.method=prefix" in line(peft__method="prefix", peft__dropout=None)
+    prefix = dict(peft__method="prefix", peft__rank=None, peft__dropout=None, mesh__fsdp=1, mesh__context=2)
+    assert "share the tokens of a sequence (context=2): set mesh.context to 1" in line(**prefix)
     assert not run.exists()
     other = tmp_path / "other"
     save_run(build(CONFIG, rngs=nnx.Rngs(2)), other, tokenizer=zoo.load(base).tokenizer)

@@ -148,6 +148,13 @@ def _load(options: Generate, *, tokenizer_needed: bool):
         adapter=options.adapter,
         adapter_weights=options.adapter_weights or None,
     )
+    if mesh is not None and mesh.shape["context"] > 1:
+        for adapter in loaded.adapters:
+            if adapter.config.method == "prefix":
+                raise UserError(
+                    f"{adapter.source} is a prefix, which is not supported where devices share the tokens of a "
+                    "sequence: leave context out of --mesh"
+                )
     if not hasattr(loaded.model, "init_cache"):
         raise UserError(f"{options.checkpoint}: a {type(loaded.model).__name__} generates no text")
     if tokenizer_needed and loaded.tokenizer is None:

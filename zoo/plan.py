@@ -65,6 +65,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"--teacher {chosen.teacher}: plans are made without a teacher; leave it out")
     if program not in PROGRAMS:
         raise UserError(f"unknown --program {program!r}: {nearest_name(program, PROGRAMS)}")
+    if program != "train" and chosen.peft.trains_adapter:
+        raise UserError(
+            f"--program {program} is planned of a model without an adapter, and peft.method={chosen.peft.method}: "
+            "name a recipe without one"
+        )
+    if chosen.peft.method == "sparse":
+        raise UserError("peft.method=sparse: its mask is read off trained weights, which a plan has not")
     if topology_name is None:
         raise UserError("name the chips: --topology v5p:8x24x32, v5e:16x16, v4:8x16x32, v6e:16x16, tpu7x:4x4x4, h200:8")
     if mesh is not None:

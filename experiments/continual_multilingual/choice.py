@@ -6,6 +6,7 @@ an updated language cannot tell how well others are kept: it would always choose
 """
 
 import statistics
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ class Choice:
     """By arm with a penalty."""
     tried: tuple[tuple[str, float, float], ...]
     """(arm, rate or strength, mean gain on development rows of the updated languages)."""
+    seconds: float
+    """Processor time of the choice, stage 0 included where it was not there."""
 
     def of(self, arm: Arm) -> tuple[float, float]:
         """(rate, strength of the penalty)."""
@@ -50,6 +53,7 @@ def choose(session: Session, size: Size, folder: Path, path: Path, digest: str) 
     """Tries all, or reads what was chosen before. The JSON is the choice's, with a digest of the settings."""
     if path.is_file():
         return read_choice(path)
+    began = time.process_time()
     session.begin(SEED, folder)
     updates = range(min(size.choice_subsets, len(session.family.subsets)))
     tried: list[tuple[str, float, float]] = []
@@ -71,7 +75,7 @@ def choose(session: Session, size: Size, folder: Path, path: Path, digest: str) 
         tried += [(name, pull, found) for pull, found in gains.items()]
         pulls[name] = strongest_pull(gains, free, size.kept_gain)
         say(f"{session.family.name}: {name}: strength {pulls[name]:g} of {told(gains)}")
-    choice = Choice(rates, pulls, tuple(tried))
+    choice = Choice(rates, pulls, tuple(tried), round(time.process_time() - began, 1))
     write_signed(asdict(choice), digest, path)
     return choice
 
@@ -85,4 +89,5 @@ def read_choice(path: Path) -> Choice:
     """From JSON."""
     fields = read_fields(path)
     tried: Sequence = fields["tried"]
-    return Choice(fields["rates"], fields["pulls"], tuple((str(n), float(v), float(g)) for n, v, g in tried))
+    told = tuple((str(n), float(v), float(g)) for n, v, g in tried)
+    return Choice(fields["rates"], fields["pulls"], told, fields["seconds"])

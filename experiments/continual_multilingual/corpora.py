@@ -46,7 +46,7 @@ def read_corpus(family: Family, size: Size, shared: Path | None) -> Corpus:
     Training lines are put into an order that depends on the language alone and divided: the first
     `per_language` (at most half) are stage 0, then up to `new_rows` are new. Lines that occur twice count once; a line
     that is in training is left out of the other files. A language without a development file (Galician) has the last
-    lines of the training file instead.
+    lines of the training file instead; a family that is `held_out` has its test lines from there, too.
 
     Raises:
       UserError: there is no folder, file or table, or a line is not what it should be.
@@ -61,12 +61,16 @@ def read_corpus(family: Family, size: Size, shared: Path | None) -> Corpus:
         train = _lines(folder / f"{language}.train.tsv", family, hashed)
         order = np.random.default_rng(zlib.crc32(language.encode())).permutation(len(train))
         train = [train[number] for number in order]
-        seen = set(train)
-        test = [one for one in _lines(folder / f"{language}.test.tsv", family, hashed) if one not in seen]
-        if (folder / f"{language}.dev.tsv").is_file():
-            dev = [one for one in _lines(folder / f"{language}.dev.tsv", family, hashed) if one not in seen]
+        if family.held_out:
+            train, rest = train[: -size.dev - family.test], train[-size.dev - family.test :]
+            dev, test = rest[: size.dev], rest[size.dev :]
         else:
-            train, dev = train[: -size.dev], train[-size.dev :]
+            seen = set(train)
+            test = [one for one in _lines(folder / f"{language}.test.tsv", family, hashed) if one not in seen]
+            if (folder / f"{language}.dev.tsv").is_file():
+                dev = [one for one in _lines(folder / f"{language}.dev.tsv", family, hashed) if one not in seen]
+            else:
+                train, dev = train[: -size.dev], train[-size.dev :]
         first = min(family.per_language, len(train) // 2)
         parts["stage0"][language], parts["new"][language] = train[:first], train[first : first + size.new_rows]
         parts["dev"][language], parts["test"][language] = dev[: size.dev], test[: family.test]

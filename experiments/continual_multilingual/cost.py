@@ -36,9 +36,14 @@ class Cost:
     """Median over rounds of full fine-tuning's time by this one's."""
 
 
+def bytes_of(trained: int) -> int:
+    """Of an optimizer's state that has two float32 numbers for each that trains, a counter, and nothing else."""
+    return 8 * trained + COUNTER
+
+
 def state_bytes(weights: Weights) -> int:
-    """Of the optimizer's state. ValueError if it is not two float32 numbers for each that trains, and a counter."""
-    found, wanted = num_bytes(OPTIMIZER.init(weights.trained)), 8 * num_values(weights.trained) + COUNTER
+    """Of the optimizer's state. ValueError if they are not `bytes_of` what trains."""
+    found, wanted = num_bytes(OPTIMIZER.init(weights.trained)), bytes_of(num_values(weights.trained))
     if found != wanted:
         raise ValueError(f"the optimizer holds {found} bytes; {wanted} are of what trains")
     return found

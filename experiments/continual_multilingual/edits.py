@@ -23,10 +23,13 @@ from jaxtyping import Int
 EMPTY, COPY, UNKNOWN = 0, 1, 2
 """Ids of nothing (and of padding), of a copy, and of a character that is not in the vocabulary. Two different unknown
 characters are not told apart."""
-PREFIX_SLOT, SUFFIX_SLOT = 3, 4
-FIRST_CHARACTER = 5
 PREFIX, SUFFIX = 6, 12
 """Slots before and behind a lemma."""
+PREFIX_SLOT = 3
+SUFFIX_SLOT = PREFIX_SLOT + PREFIX
+FIRST_CHARACTER = SUFFIX_SLOT + SUFFIX
+"""Ids of the first slots and of the first character. Every slot has an id of its own: with one for all, a model has to
+count from the end of the lemma, and learned next to nothing."""
 DROPPED, REPLACED = 1.0, 1.1
 """Costs; a character in a slot has 1."""
 

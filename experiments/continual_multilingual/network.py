@@ -55,7 +55,7 @@ def network_of(family: Family, size: Size, vocab_size: int, outputs: int, seed: 
         num_positions=family.length,
         num_token_types=1,
         head="pooler",
-        dropout=size.dropout,
+        dropout=family.dropout,
     )
     return Network(config, family, outputs, rngs=nnx.Rngs(seed))
 

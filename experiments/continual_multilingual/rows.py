@@ -126,7 +126,11 @@ class EditCoder:
             raise UserError(f"{len(features)} features leave no room for a lemma in rows of {self._length}")
         labels = edits.edit_labels(lemma, form) if len(lemma) <= room else None
         lemma = lemma[:room]
-        tokens = [*features, *[edits.PREFIX_SLOT] * edits.PREFIX, *lemma, *[edits.SUFFIX_SLOT] * edits.SUFFIX]
+        before, behind = (
+            range(first, first + count)
+            for first, count in ((edits.PREFIX_SLOT, edits.PREFIX), (edits.SUFFIX_SLOT, edits.SUFFIX))
+        )
+        tokens = [*features, *before, *lemma, *behind]
         places = [NO_LABEL] * (len(tokens) - len(features)) if labels is None else labels
         return tokens, [*[NO_LABEL] * len(features), *places], form
 

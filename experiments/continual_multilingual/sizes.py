@@ -29,6 +29,16 @@ class Family:
     """Most stage-0 rows of a language."""
     test: int
     """Most test rows of a language."""
+    held_out: bool = False
+    """Whether development and test rows are lines of the training file that nothing trains on. Half of sigmorphon2022's
+    test forms have a set of features that no training line has, which asks for another thing than this study: a model
+    of stage 0 wrote one form in eight."""
+    dropout: float = 0.1
+    """Of hidden numbers, in training."""
+    stage0_steps: int = 2400
+    """Steps on all languages."""
+    stage0_rate: float = 2e-3
+    """Peak learning rate of stage 0."""
 
 
 TAGGING = Family(
@@ -36,7 +46,7 @@ TAGGING = Family(
     "ud_pos",
     ("afr", "eng", "fra", "ita", "ell", "hun", "lit", "mar", "tam", "tel", "tur", "vie", "cym", "mlt", "wol", "fao",
      "glg"),
-    (("eng",), ("afr", "fao"), ("tur",), ("wol", "cym"), ("ita",), ("hun", "tel")),
+    (("eng",), ("afr", "fao"), ("tur",), ("wol", "cym"), ("ita",), ("hun", "tel"), ("mlt",), ("fra", "ell")),
     length=56,
     per_language=200,
     test=100,
@@ -45,7 +55,7 @@ CLASSIFICATION = Family(
     "classification",
     "afrisenti",
     ("amh", "arq", "ary", "hau", "ibo", "kin", "pcm", "por", "swa", "tso", "twi", "yor"),
-    (("hau",), ("kin", "ibo"), ("yor",), ("pcm", "amh"), ("ary",), ("por", "twi")),
+    (("hau",), ("kin", "ibo"), ("yor",), ("pcm", "amh"), ("ary",), ("por", "twi"), ("swa",), ("arq", "tso")),
     length=40,
     per_language=400,
     test=250,
@@ -55,10 +65,14 @@ TRANSDUCTION = Family(
     "sigmorphon2022",
     ("ang", "ara", "asm", "evn", "got", "heb", "hun", "hye", "kat", "kaz", "khk", "kor", "krl", "lud", "non", "pol",
      "slk", "tur", "vep"),
-    (("tur",), ("got", "hye"), ("krl",), ("kat", "kor"), ("pol",), ("ara", "hun")),
+    (("tur",), ("got", "hye"), ("krl",), ("kat", "kor"), ("pol",), ("ara", "hun"), ("khk",), ("slk", "heb")),
     length=44,
     per_language=600,
-    test=160,
+    test=200,
+    held_out=True,
+    dropout=0.0,
+    stage0_steps=8000,
+    stage0_rate=5e-3,
 )  # fmt: skip
 FAMILIES = (TAGGING, CLASSIFICATION, TRANSDUCTION)
 
@@ -80,16 +94,10 @@ class Size:
     """Heads of attention."""
     hidden_dim: int = 256
     """Width of its feed-forward layers."""
-    dropout: float = 0.1
-    """Of hidden numbers, in training."""
     vocab_size: int = 4096
     """Pieces at most, for families that read words."""
     batch_size: int = 32
     """Rows of a step."""
-    stage0_steps: int = 2400
-    """Steps on all languages."""
-    stage0_rate: float = 2e-3
-    """Peak learning rate of stage 0."""
     stage0_checks: int = 6
     """How often the development sets are looked at; the best weights are kept."""
     new_rows: int = 600
@@ -112,7 +120,7 @@ class Size:
     """Narrowest and widest delta of the second reading. The widest is twice `width`: one program serves all."""
     least_share: float = 0.1
     """Of a delta of another language: what is less is none."""
-    strengths: tuple[float, ...] = (0.25, 0.5)
+    strengths: tuple[float, ...] = (0.05, 0.15, 0.35, 0.65)
     """Parts of the whole change that arms with a curve are measured at, besides all of it."""
     rates: dict[str, tuple[float, ...]] = field(
         default_factory=lambda: {
@@ -148,8 +156,6 @@ QUICK_SIZE = Size(
     hidden_dim=32,
     vocab_size=600,
     batch_size=16,
-    stage0_steps=120,
-    stage0_rate=1e-2,
     stage0_checks=2,
     new_rows=40,
     dev=12,
@@ -178,6 +184,8 @@ def quick_family(family: Family) -> Family:
         length=32,
         per_language=40,
         test=24,
+        stage0_steps=120,
+        stage0_rate=1e-2,
     )
 
 

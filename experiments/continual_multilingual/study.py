@@ -5,6 +5,7 @@ for each finished run (all updates of one arm and seed), the choice of rates, an
 """
 
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,6 +42,8 @@ class RunResult:
     """Score of each language before, on test rows."""
     updates: tuple[Update, ...]
     """One for each subset of languages."""
+    seconds: float
+    """Processor time of all of it, stage 0 included where it was not there."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Part:
     """What is done."""
     missing: list[str]
     """What is not."""
+
+    @property
+    def seconds(self) -> float:
+        """Processor time of the choice and of all runs that are done."""
+        return sum(run.seconds for run in self.runs) + (self.choice.seconds if self.choice is not None else 0.0)
 
 
 def study(
@@ -102,10 +110,12 @@ def study(
             found = measure(session, session.base, COST_ROUNDS if family.data != MADE_UP else 2)
             write_signed({"costs": [asdict(one) for one in found]}, made_with, extra["cost"])
         for number, run in enumerate(missing, start=1):
+            began = time.process_time()
             stage0 = session.begin(run.seed, folder)
             arm = arm_named(run.arm)
             updates = [session.update(arm, each, *choice.of(arm)) for each in range(len(family.subsets))]
-            result = RunResult(run, stage0, session.scores_before(), tuple(updates))
+            seconds = round(time.process_time() - began, 1)
+            result = RunResult(run, stage0, session.scores_before(), tuple(updates), seconds)
             write_signed(asdict(result), made_with, paths[run.name])
             gain = sum(one.dev_after - one.dev_before for one in updates) / len(updates)
             say(f"{family.name}, {number} of {len(missing)}: {run.name}: {100 * gain:+.1f} on the updated languages")
@@ -134,6 +144,7 @@ def read_result(path: Path) -> RunResult:
         stage0=Stage0(**fields["stage0"] | {"judged": tuple(fields["stage0"]["judged"])}),
         before=fields["before"],
         updates=tuple(_update(one) for one in fields["updates"]),
+        seconds=fields["seconds"],
     )
 
 

@@ -125,8 +125,8 @@ class Session:
             plan = Plan(
                 rows,
                 batches(len(rows), self.size.batch_size, seed),
-                self.size.stage0_steps,
-                self.size.stage0_rate,
+                self.family.stage0_steps,
+                self.family.stage0_rate,
                 seed,
                 self.size.stage0_checks,
                 lambda weights: self.programs.share(weights, self.data.dev),

@@ -1,5 +1,6 @@
 """Continual multilingual learning: edits that write forms, what distances decide, and the figures of an update."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 
 from experiments.continual_multilingual.arms import ARMS, Run, runs_of
 from experiments.continual_multilingual.choice import best_rate, strongest_pull
+from experiments.continual_multilingual.corpora import read_corpus
 from experiments.continual_multilingual.edits import COPY, EMPTY, FIRST_CHARACTER, PREFIX, SUFFIX, edit_labels, written
 from experiments.continual_multilingual.findings import changes, figures
 from experiments.continual_multilingual.languages import (
@@ -20,6 +22,7 @@ from experiments.continual_multilingual.languages import (
     slot_gates,
     width_of,
 )
+from experiments.continual_multilingual.sizes import QUICK_SIZE, TRANSDUCTION
 from experiments.continual_multilingual.study import OTHERS
 from experiments.continual_multilingual.trainer import batches, rate_at
 from experiments.continual_multilingual.updates import paired_error
@@ -134,3 +137,25 @@ def test_runs_go_seed_by_seed_and_results_of_other_settings_are_refused(tmp_path
     check_made_with(path, "this", OTHERS)
     with pytest.raises(UserError, match="other data or sizes"):
         check_made_with(path, "that", OTHERS)
+
+
+def test_lines_are_divided_and_held_out_ones_are_no_training_lines(tmp_path):
+    (tmp_path / "data" / "uriel").mkdir(parents=True)
+    (tmp_path / "data" / "uriel" / "dist_forms_syntax_knn_cosine.tsv").write_text("\taa\taa2\naa\t0\t1\naa2\t1\t0\n")
+    folder = tmp_path / "data" / "forms"
+    folder.mkdir()
+    lines = [f"lemma{number}\tform{number}\tN;PL" for number in range(20)]
+    (folder / "aa.train.tsv").write_text("\n".join([*lines, lines[0]]))
+    (folder / "aa.test.tsv").write_text("\n".join(["a\tb\tN", lines[3]]))
+    size = dataclasses.replace(QUICK_SIZE, new_rows=6, dev=3)
+    sizes = dict(languages=("aa",), subsets=(("aa",),), data="forms", per_language=5, test=4)
+    family = dataclasses.replace(TRANSDUCTION, **sizes)
+    found = read_corpus(family, size, tmp_path)
+    parts = [one for split in (found.stage0, found.new, found.dev, found.test) for one in split["aa"]]
+    assert [len(split["aa"]) for split in (found.stage0, found.new, found.dev, found.test)] == [5, 6, 3, 4]
+    assert len(set(parts)) == 18 and ("a", "b", "N") not in parts
+    found = read_corpus(dataclasses.replace(family, held_out=False), size, tmp_path)
+    assert found.test["aa"] == [("a", "b", "N")] and len(found.dev["aa"]) == 3
+    (folder / "aa.train.tsv").write_text("lemma\tform")
+    with pytest.raises(UserError, match="line 1: not the columns of transduction"):
+        read_corpus(family, size, tmp_path)

@@ -145,6 +145,8 @@ def test_decode_attends_to_the_window_or_the_context_and_prefill_projects_one_to
         ("gemma2-2b --topology v5e:2x2 --topology v5e:2x2", "given twice"),
         ("gemma2-2b --topology v5e:2x2 --search --mesh fsdp=4", "leave out --mesh"),
         ("gemma2-2b --topology v5e:2x2 --search --program decode", "leave out --program"),
+        ("gemma2-2b --topology v5e:2x2 --program decode --peft.method lora", "a model without an adapter"),
+        ("gemma2-2b --topology v5e:2x2 --peft.method sparse --peft.mask-from run", "its mask is read off"),
         ("gemma2-2b --topology v5e:2x2 --learning-rate 1", "did you mean '--optimizer.learning-rate'"),
         ("gemma2-2b --topology v5e:2x2 --options yes", "NAME=VALUE"),
         ("gemma2-2b --topology v5e:2x2 --json no/such/folder/plan.json", "no/such/folder does not exist"),
@@ -163,6 +165,7 @@ def test_wrong_arguments_are_named_in_one_line(arguments, message):
         ("--topology v5e:2x2 --data.batch-size 6", "data.batch_size=6 is not divisible"),
         ("--topology v5e:2x2 --mesh tensor=4 --model.num-heads 6 --model.num-kv-heads 3", "not divisible by 4"),
         ("--topology v5p:3x3x5", "v5p:3x3x5"),
+        ("--topology v5e:2x2 --mesh context=4 --peft.method prefix", "peft.method=prefix is not supported"),
         ("--topology v5e:2x2 --slices 2", "replica must be a multiple"),
     ],
 )

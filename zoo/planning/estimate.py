@@ -136,7 +136,7 @@ def make_plan(
         host_bytes=compiled.host_bytes,
         versions=versions(topology),
         options=compiled.options,
-        assumptions=_assumptions(topology),
+        assumptions=_assumptions(topology, recipe),
         notes=_notes(parsed, line, program),
     )
 
@@ -202,7 +202,7 @@ def versions(topology: Topology) -> dict[str, str]:
     return found
 
 
-def _assumptions(topology: Topology) -> list[str]:
+def _assumptions(topology: Topology, recipe: Recipe) -> list[str]:
     links = links_of(topology.target)
     clock = f"{topology.clock_hz / 1e9:.2f} GHz"
     published = getattr(topology.target, "clock_hz", None)
@@ -214,6 +214,8 @@ def _assumptions(topology: Topology) -> list[str]:
         "roofline: the longest of executed FLOPs at the peak, bytes of main memory, collectives; nothing adds up",
         "useful FLOPs: every document fills its sequence; packed documents need fewer",
     ]
+    if recipe.peft.trains_adapter:
+        lines.append("useful FLOPs: of training the whole model; the weights that stay need no gradients of their own")
     if topology.platform == "tpu":
         lines.append(
             "schedule: one device's instructions in order, the compiler's cycles; no stragglers, no input wait"

@@ -39,6 +39,11 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
             f"data.sequence_length={data.sequence_length} is not divisible by the mesh's context={parts}; "
             f"{max(1, round(data.sequence_length / parts)) * parts} would be"
         )
+    if parts > 1 and recipe.peft.method == "prefix":
+        raise UserError(
+            f"peft.method=prefix is not supported where devices share the tokens of a sequence (context={parts}): "
+            "set mesh.context to 1, or choose another method"
+        )
     check_classification(recipe)
     if recipe.trains_images:
         check_image_run(recipe)
