@@ -131,8 +131,9 @@ class Size:
     def made_with(self, arm: Arm) -> str:
         """A digest of everything that a run of an arm comes from, its seed apart."""
         fields = asdict(arm)
-        if arm.rate == 1:
-            del fields["rate"]  # results that are older than it count
+        for name, usual in (("rate", 1), ("norms_first", False)):
+            if fields[name] == usual:
+                del fields[name]  # results that are older than the field count
         return digest([asdict(self.of(arm)), fields])
 
     def training_of(self, arm: Arm) -> Training:
@@ -166,7 +167,7 @@ def transformer_of(arm: Arm, size: Size) -> WorkspaceTransformerConfig:
         hidden_dim=model.hidden_dim,
         workspace=workspace,
     )
-    return variant(config, arm.model, top_k=arm.top_k)
+    return replace(variant(config, arm.model, top_k=arm.top_k), norms_first=arm.norms_first)
 
 
 def rims_of(arm: Arm, size: Size) -> RimsConfig:

@@ -48,7 +48,7 @@ def answers(runs: Sequence[Result]) -> Any:
         return None
     drawn, axes = _panels(len(panels), 3.2, 4.2)
     for axis, (title, chosen, name) in zip(axes, panels):
-        found = {arm.model: figure(runs, arm.name, name) for arm in chosen if arm.trained}
+        found = {arm.label: figure(runs, arm.name, name) for arm in chosen if arm.trained}
         found = {label: value for label, value in found.items() if value is not None}
         axis.bar(list(found), [value.mean for value in found.values()], yerr=_errors(list(found.values())), capsize=3)
         base = figure(runs, arms.QUESTION_ONLY, name)
@@ -74,7 +74,7 @@ def curves(runs: Sequence[Result]) -> Any:
         for arm in group:
             own = known[arm.name]
             steps = [step for step, _ in own[0].curve]
-            axis.plot(steps, np.mean([[loss for _, loss in run.curve] for run in own], axis=0), label=arm.model)
+            axis.plot(steps, np.mean([[loss for _, loss in run.curve] for run in own], axis=0), label=arm.label)
         axis.set(title=title, xlabel="step", yscale="log" if title == "balls" else "linear")
         axis.legend(fontsize=7)
     axes[0].set_ylabel("training loss")

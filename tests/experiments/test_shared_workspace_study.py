@@ -35,7 +35,7 @@ def test_arms_have_names_of_their_own_and_the_sweep_is_whole():
     assert len({Run(arm.name, 0).name for arm in everything}) == len(everything)
     swept = {arms.swept_name(slots, top_k) for slots in arms.SWEPT_SLOTS for top_k in arms.SWEPT_WRITERS}
     assert swept - {"TR+SSW", "TR+HSW"} == {arm.name for arm in arms.SWEEP} and len(swept) == 9
-    assert [arm.model for arm in arms.MAIN[1:]] == list(VARIANTS)
+    assert [arm.model for arm in arms.MAIN[1:]] == [*VARIANTS, "ISAB"]
     assert arms_named(["main", "TR"]) == list(arms.MAIN)
     with pytest.raises(UserError, match="'TR\\+HWS' is unknown; did you mean 'TR\\+HSW'"):
         arms_named(["TR+HWS"])

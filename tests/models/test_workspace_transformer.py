@@ -119,6 +119,26 @@ def test_who_writes_is_told_layer_by_layer_and_the_memory_is_passed_on():
         make(tiny("TR")).who_writes(elements, question)
 
 
+@pytest.mark.parametrize("first", [False, True])
+def test_an_induced_layer_has_its_norms_after_its_sums_or_first(first):
+    (layer, *_), x = (
+        make(replace(tiny("ISAB"), norms_first=first)).layers,
+        np.float32(scenes()[0][..., :1] + np.eye(6, 16)),
+    )
+
+    def block(block, x, y):
+        norm, mlp_norm = block.attention_norm, block.mlp_norm
+        if first:
+            h = x + block.attention(norm(x), keys=norm(y))
+            return h + block.mlp(mlp_norm(h))
+        h = norm(x + block.attention(x, keys=y))
+        return mlp_norm(h + block.mlp(h))
+
+    points = jnp.broadcast_to(layer.inducing[...], (2, 3, 16))
+    expected = block(layer.out, x, block(layer.into, points, x))
+    np.testing.assert_allclose(layer(x, None)[0], expected, atol=1e-5)
+
+
 def test_positions_are_sines_and_cosines_added_to_every_token():
     elements, question = scenes()
     with_positions, without = (make(replace(tiny("TR"), positions=p)).embed(elements, question) for p in (True, False))
@@ -181,6 +201,7 @@ def test_scanned_layers_compute_the_same():
         (dict(num_heads=3), "not a multiple of num_heads=3"),
         (dict(communication="loud"), "'attention', 'induced' or 'workspace'"),
         (dict(attention_top_k=2), "of 'attention' alone"),
+        (dict(norms_first=True), "of 'induced' alone"),
         (dict(embed_dim=3, num_heads=1), "must be even"),
         (dict(question_dim=-1), "question_dim must not be negative"),
         (dict(num_classes=0), "num_classes must be at least 1"),

@@ -69,6 +69,8 @@ class WorkspaceTransformerConfig:
     """Weights that a query of "attention" keeps; None = all."""
     num_inducing: int = 8
     """Inducing points of "induced"."""
+    norms_first: bool = False
+    """Of "induced": norms before attention and mlp, as elsewhere; False: after the sums, as in the Set Transformer."""
     workspace: WorkspaceConfig = PUBLIC_CODE
     """The workspace of "workspace"."""
 
@@ -88,6 +90,8 @@ class WorkspaceTransformerConfig:
             )
         if self.attention_top_k is not None and (self.attention_top_k < 1 or self.communication != "attention"):
             raise UserError(f"model.attention_top_k={self.attention_top_k} must be at least 1, of 'attention' alone")
+        if self.norms_first and self.communication != "induced":
+            raise UserError("model.norms_first is of 'induced' alone: the others have their norms first")
         if self.communication == "workspace":
             self.workspace.width(self.embed_dim)
 
@@ -172,7 +176,10 @@ class WorkspaceTransformerLayer(nnx.Module):
 
 
 class AttentionBlock(nnx.Module):
-    """norm(h + mlp(h)), h = norm(x + attention(x -> y)): the MAB of the Set Transformer, equations 5 and 6."""
+    """norm(h + mlp(h)), h = norm(x + attention(x -> y)): the MAB of the Set Transformer, equations 5 and 6.
+
+    With `norms_first`: h + mlp(norm(h)), h = x + attention(norm(x) -> norm(y)), with one norm for x and y.
+    """
 
     def __init__(self, config: WorkspaceTransformerConfig, *, execution: Execution, rngs: nnx.Rngs):
         width, options = config.embed_dim, _options(execution, rngs)
@@ -180,8 +187,12 @@ class AttentionBlock(nnx.Module):
         self.attention_norm = LayerNorm(width, eps=NORM_EPS, **options)
         self.mlp = FeedForward(width, config.hidden_dim, activation="gelu", **options)
         self.mlp_norm = LayerNorm(width, eps=NORM_EPS, **options)
+        self.norms_first = config.norms_first
 
     def __call__(self, x: Float[Array, "b t d"], y: Float[Array, "b s d"]) -> Float[Array, "b t d"]:
+        if self.norms_first:
+            h = x + self.attention(self.attention_norm(x), keys=self.attention_norm(y))
+            return h + self.mlp(self.mlp_norm(h))
         h = self.attention_norm(x + self.attention(x, keys=y))
         return self.mlp_norm(h + self.mlp(h))
 
