@@ -99,6 +99,7 @@ def slots(runs: Sequence[Result]) -> Any:
             axis.axhline(base.mean, color="black", linestyle=":", label="question only")
         axis.set(title=kind, xlabel="slots", xscale="log", xticks=arms.SWEPT_SLOTS, ylim=(0, 1.02))
         axis.set_xticklabels(map(str, arms.SWEPT_SLOTS))
+        axis.minorticks_off()
     axes[0].set_ylabel("part of right answers")
     axes[-1].legend(fontsize=7)
     return drawn
