@@ -16,6 +16,8 @@ COLLECTIONS = {
     COVID: "Hannover's COVID-19 against all of NIH, 64 x 64: class and source are the same",
     MADE_UP: "made-up images",
 }
+SIDES = {NIH: 64, CHILDREN: 28, COVID: 64, MADE_UP: 32}
+"""Pixels of a side of a collection's images."""
 
 
 @dataclass(frozen=True)

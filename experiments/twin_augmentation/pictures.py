@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments.twin_augmentation.arms import SIDES
 from experiments.twin_augmentation.findings import AUC, BALANCED, Cell, cells, collections_of, figure, gain
 from experiments.twin_augmentation.heads import LOGISTIC, PRIOR, SOFTMAX, THRESHOLD, TWIN, TWIN_CHOSEN
-from experiments.twin_augmentation.worker import RATES, Result
+from experiments.twin_augmentation.worker import RATES, Result, part_edges
 
 CURVES = (SOFTMAX, LOGISTIC, TWIN, TWIN_CHOSEN)
 MATRICES = (SOFTMAX, PRIOR, THRESHOLD, LOGISTIC, TWIN, TWIN_CHOSEN)
@@ -76,11 +77,15 @@ def draw_confusions(shown: Sequence[Cell], path: Path) -> None:
 
 
 def draw_saliency(shown: Sequence[Cell], path: Path) -> None:
-    """Where the gradient of the logits is, mean over test images and seeds; each map is scaled to its own maximum."""
+    """How large the gradient of the logits is at a pixel, by parts of the image, mean over test images and seeds; each
+    map is scaled to its own maximum."""
     pyplot = _pyplot()
     canvas, axes = _panels(pyplot, len(shown), 2.4)
     for axis, cell in zip(axes, shown):
-        axis.imshow(np.mean([run.saliency for run in cell.runs], axis=0), cmap="magma", vmin=0)
+        mean = np.mean([run.saliency for run in cell.runs], axis=0)
+        # Parts of 28 pixels are 1 or 2 wide.
+        widths = np.diff(part_edges(SIDES[cell.arm.collection]))
+        axis.imshow(mean / np.outer(widths, widths), cmap="magma", vmin=0)
         axis.set(xticks=(), yticks=())
         axis.set_title(_title(cell), fontsize=8)
     canvas.savefig(path, dpi=130)
@@ -103,7 +108,7 @@ def draw_gains(results: Sequence[Result], path: Path) -> None:
         axis.axhline(0, color="k", lw=0.6)
         axis.set_xticks(np.arange(len(own)), [_title(cell) for cell in own], rotation=30, ha="right", fontsize=6)
         axis.set_ylabel(f"difference of {BALANCED}", fontsize=7)
-        axis.legend(fontsize=6)
+        axis.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(PAIRS), frameon=False)
     canvas.savefig(path, dpi=130)
     pyplot.close(canvas)
 

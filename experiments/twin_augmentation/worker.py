@@ -131,9 +131,14 @@ def curve(positive: np.ndarray, scores: np.ndarray) -> list[float]:
     return [round(sensitivity_at_specificity(positive, scores, 1 - rate), 4) for rate in RATES]
 
 
+def part_edges(side: int) -> np.ndarray:
+    """Where the `SALIENCY_SIDE` parts of so many pixels begin, and the last one ends: rounded to whole pixels."""
+    return np.linspace(0, side, SALIENCY_SIDE + 1).round().astype(int)
+
+
 def coarse(shown: np.ndarray) -> np.ndarray:
-    """Sums over parts of a map, `SALIENCY_SIDE` x `SALIENCY_SIDE` of them, their edges rounded to whole pixels."""
-    edges = np.linspace(0, len(shown), SALIENCY_SIDE + 1).round().astype(int)[:-1]
+    """Sums over parts of a map, `SALIENCY_SIDE` x `SALIENCY_SIDE` of them."""
+    edges = part_edges(len(shown))[:-1]
     return np.add.reduceat(np.add.reduceat(shown, edges, axis=0), edges, axis=1)
 
 
