@@ -85,7 +85,7 @@ def test_a_field_that_is_younger_than_the_run_does_not_keep_it_from_being_resume
 
 @pytest.mark.parametrize("name", [name for name in recipes() if recipe(name).needs_data])
 def test_a_recipe_without_text_of_its_own_asks_for_it(name, mesh):
-    with pytest.raises(UserError, match=f"{name} has no text of its own to train on: say --data"):
+    with pytest.raises(UserError, match=f"{name} has no data of its own to train on: say --data"):
         check_recipe(recipe(name), mesh)
 
 

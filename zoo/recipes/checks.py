@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe, mesh: Mesh) -> None:
     """Raises `UserError` for sizes that do not fit each other, the mesh, or any memory there is."""
     data, model, accumulation = recipe.data, recipe.model, recipe.optimizer.accumulation_steps
     if recipe.needs_data and not data.paths:
-        raise UserError(f"{recipe.name} has no text of its own to train on: say --data PATH ...")
+        raise UserError(f"{recipe.name} has no data of its own to train on: say --data PATH ...")
     axes = [name for name in recipe.rules.mesh_axes("batch") if mesh.shape[name] > 1]
     shards = math.prod(mesh.shape[name] for name in axes)
     if data.batch_size % (shards * accumulation):
