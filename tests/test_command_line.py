@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -60,3 +62,22 @@ def test_help_goes_to_standard_output(capsys):
     out = capsys.readouterr().out
     assert "How often." in out
     assert "--folder" in out
+
+
+ENDED_WHILE_WRITING = """
+from zoo.errors import UserError, run_command
+
+async def write(): pass
+
+def main():
+    global never_begun
+    never_begun = write()  # collected when the interpreter ends
+    raise UserError("the disk is full")
+
+run_command(main)
+"""
+
+
+def test_wrong_input_is_one_line_whatever_was_never_begun():
+    done = subprocess.run([sys.executable, "-c", ENDED_WHILE_WRITING], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "error: the disk is full\n")

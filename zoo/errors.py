@@ -3,6 +3,7 @@ again, 1 anything else."""
 
 import logging
 import sys
+import warnings
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
@@ -32,8 +33,10 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, TryAgain) as error:
-        # What failed in other writes of the same checkpoint is said by asyncio when its tasks are collected.
+        # What failed in other writes of the same checkpoint is said by asyncio when its tasks are collected, and which ones
+        # were not begun, by the interpreter.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else TRY_AGAIN)
     except BrokenPipeError:
