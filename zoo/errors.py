@@ -33,8 +33,8 @@ def run_command(main: Callable[[], None]) -> None:
     try:
         main()
     except (UserError, TryAgain) as error:
-        # What failed in other writes of the same checkpoint is said by asyncio when its tasks are collected, and what was
-        # not begun, by the interpreter.
+        # What failed in other writes of the same checkpoint is said by asyncio when its tasks are collected; the
+        # interpreter says which were not begun.
         logging.getLogger("asyncio").setLevel(logging.CRITICAL)
         warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
