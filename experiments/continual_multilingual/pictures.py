@@ -12,6 +12,7 @@ from experiments.continual_multilingual.equal_loss import curve
 from experiments.continual_multilingual.findings import changes, seeds_of
 from experiments.continual_multilingual.study import Part
 from experiments.continual_multilingual.updates import WHOLE
+from experiments.plotting import pyplot, side_by_side
 
 SCATTERED = (FULL, ADAPTER, LAFT, LAFT_RANDOM)
 """Arms of the scatter plots."""
@@ -28,7 +29,7 @@ def draw_all(parts: Sequence[Part], folder: Path, stem: str) -> list[str]:
             if drawn is not None:
                 names.append(f"{stem}-{part.family.name}-{name}.png")
                 drawn.savefig(folder / names[-1], dpi=110)
-                _pyplot().close(drawn)
+                pyplot().close(drawn)
     return names
 
 
@@ -53,7 +54,7 @@ def distances(part: Part) -> Any:
     shown = [arm for arm in SCATTERED if seeds_of(part, arm)]
     if not shown:
         return None
-    drawn, axes = _panels(len(shown), 3.6, 3.6)
+    drawn, axes = side_by_side(len(shown), 3.6, 3.6)
     for axis, arm in zip(axes, shown, strict=True):
         x, y, updated = points(part, arm)
         axis.axhline(0, color="black", linewidth=0.8)
@@ -81,7 +82,7 @@ def improved_by_loss(part: Part) -> Any:
     shown = [arm.name for arm in ARMS if arm.curve and seeds_of(part, arm.name)]
     if not shown:
         return None
-    drawn, (axis,) = _panels(1, 6.4, 4.6)
+    drawn, (axis,) = side_by_side(1, 6.4, 4.6)
     for arm, marker in zip(shown, "osv^Dx", strict=False):
         each = [curve(part, arm, update, seeds_of(part, arm)) for update in part.groups]
         x, y = ([statistics.fmean(values) for values in zip(*rows, strict=True)] for rows in (
@@ -95,17 +96,3 @@ def improved_by_loss(part: Part) -> Any:
              ylabel="languages improved, %")  # fmt: skip
     axis.legend(fontsize=8)
     return drawn
-
-
-def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    drawn, axes = _pyplot().subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
-    return drawn, list(axes[0])
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from experiments.interval import Interval
+from experiments.plotting import pyplot, side_by_side
 from experiments.shared_workspace import arms, cost
 from experiments.shared_workspace.findings import by_arm, figure, sweep
 from experiments.shared_workspace.report import Study
@@ -31,7 +32,7 @@ def draw_all(study: Study, folder: Path, stem: str) -> list[str]:
         if figure_ is not None:
             names.append(f"{stem}-{name}.png")
             figure_.savefig(folder / names[-1], dpi=110)
-            _pyplot().close(figure_)
+            pyplot().close(figure_)
     for part in ("forward", "training"):
         if study.costs is not None:
             names.append(f"{stem}-cost-{part}.png")
@@ -46,7 +47,7 @@ def answers(runs: Sequence[Result]) -> Any:
     panels = [panel for panel in panels if any(_of(runs, panel[1], panel[2]))]
     if not panels:
         return None
-    drawn, axes = _panels(len(panels), 3.2, 4.2)
+    drawn, axes = side_by_side(len(panels), 3.2, 4.2)
     for axis, (title, chosen, name) in zip(axes, panels):
         found = {arm.label: figure(runs, arm.name, name) for arm in chosen if arm.trained}
         found = {label: value for label, value in found.items() if value is not None}
@@ -69,7 +70,7 @@ def curves(runs: Sequence[Result]) -> Any:
     groups = [(title, group) for title, group in groups if group]
     if not groups:
         return None
-    drawn, axes = _panels(len(groups), 4.2, 3.6)
+    drawn, axes = side_by_side(len(groups), 4.2, 3.6)
     for axis, (title, group) in zip(axes, groups):
         for arm in group:
             own = known[arm.name]
@@ -85,7 +86,7 @@ def slots(runs: Sequence[Result]) -> Any:
     """Right answers against slots, a line for each number of writers, a panel for each kind of question."""
     if not any(run.run.arm in {arm.name for arm in arms.SWEEP} for run in runs):
         return None
-    drawn, axes = _panels(len(KINDS), 3.6, 3.4)
+    drawn, axes = side_by_side(len(KINDS), 3.6, 3.4)
     for axis, kind in zip(axes, KINDS):
         for column, top_k in enumerate(arms.SWEPT_WRITERS):
             values = [(n, row[column]) for n, row in zip(arms.SWEPT_SLOTS, sweep(runs, kind))]
@@ -112,7 +113,7 @@ def who_writes(runs: Sequence[Result]) -> Any:
     first = {run.run.arm: run for run in reversed(found)}
     if not first:
         return None
-    drawn, grid = _pyplot().subplots(
+    drawn, grid = pyplot().subplots(
         len(first), len(KINDS), figsize=(3.1 * len(KINDS) + 1, 4.4 * len(first)), squeeze=False, layout="constrained"
     )
     for row, (name, run) in zip(grid, sorted(first.items(), reverse=True)):
@@ -134,7 +135,7 @@ def roll_outs(runs: Sequence[Result]) -> Any:
     chosen = [arm for arm in arms.BALLS if figure(runs, arm.name, "4: step 1") is not None]
     if not chosen:
         return None
-    drawn, axes = _panels(len(TESTS), 4.4, 3.8)
+    drawn, axes = side_by_side(len(TESTS), 4.4, 3.8)
     for axis, kind in zip(axes, TESTS):
         for arm in chosen:
             values, step = list[Interval](), 1
@@ -158,7 +159,7 @@ def who_writes_over_time(runs: Sequence[Result]) -> Any:
     shown = found[0].pictures
     weights = np.array(shown["weights"])  # [sequences, t, m, k]
     sequences, _, number, _ = weights.shape
-    drawn, grid = _pyplot().subplots(
+    drawn, grid = pyplot().subplots(
         number, sequences, figsize=(4 * sequences, 2 * number), squeeze=False, layout="constrained"
     )
     for sequence in range(sequences):
@@ -179,17 +180,3 @@ def _of(runs: Sequence[Result], chosen: Sequence[arms.Arm], name: str) -> list[I
 def _errors(values: Sequence[Interval]) -> list[float]:
     """Half widths; none of a single seed."""
     return [value.half if value.count > 1 else 0.0 for value in values]
-
-
-def _panels(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    drawn, axes = _pyplot().subplots(1, count, figsize=(width * count, height), squeeze=False, layout="constrained")
-    return drawn, list(axes[0])
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot

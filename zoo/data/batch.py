@@ -21,7 +21,7 @@ class Batch:
 
     targets: Int32[Array, "batch length"]
     """The token that follows in the same document, also where the document goes on in another row. Of masked tokens
-    (`DataConfig.format`): the token itself."""
+    (`DataConfig.format`): the token itself. Of an image with a class, which is a row: the number of its class."""
 
     positions: Int32[Array, "batch length"]
     """Position within the segment."""

@@ -60,8 +60,8 @@ class DataConfig:
     packing: Literal["concat", "first_fit", "single"] = "concat"
     """concat: documents laid end to end and cut every T tokens, no padding. first_fit: documents up to T tokens stay
     whole, at the price of some padding; interleaved documents need it, and those with media are never cut; so do
-    pairs of answers. single: a row for each document, or each T tokens of it; prompts and images with
-    classes need it."""
+    pairs of answers. single: a row for each document, or each T tokens of it; prompts and images with classes
+    need it."""
 
     shuffle_window_tokens: int = 2**18
     """Packed rows are shuffled within windows of so many tokens, so that a step is not filled by one long document. The

@@ -19,7 +19,7 @@ from zoo.data.config import DataConfig
 from zoo.data.images import read_image
 from zoo.data.interleaved import Interleaved, InterleavedDocuments, Part, check_file
 from zoo.data.labelled_config import LabelledImagesConfig
-from zoo.data.media import BadMedia, LeftOut, Media
+from zoo.data.media import BadMedia, LeftOut, Media, Skipping
 from zoo.data.media_config import MediaConfig
 from zoo.data.packing import stack_rows
 from zoo.data.readers import check_unicode
@@ -69,21 +69,19 @@ class LabelledRows:
     random numbers it takes a part of the image and changes it."""
 
     def __init__(self, config: DataConfig, left_out: LeftOut, num_documents: int):
-        self._images, self._media, self._left_out = config.images, config.media, left_out
-        self._most, self._in_a_row = 2 * num_documents, 0
+        self._images, self._media = config.images, config.media
+        self._skipping = Skipping(left_out, num_documents)
 
     def __call__(self, document: Interleaved, rng: np.random.Generator | None = None) -> dict[str, np.ndarray] | None:
         try:
             pixels = read_image(document.parts[0].path, self._media)
         except BadMedia as error:
+            located = BadMedia(f"{document.where}: {error}")
             if self._media.bad_media == "stop":
-                raise BadMedia(f"{document.where}: {error}") from None
-            self._left_out.add(document.where, f"{document.where}: {error}")
-            self._in_a_row += 1
-            if self._in_a_row > self._most:
-                raise UserError(f"no image is left to train on: none can be used; {error}") from None
+                raise located from None
+            self._skipping.skip(document.where, located)
             return None
-        self._in_a_row = 0
+        self._skipping.used()
         label = np.int32(self._images.classes.index(document.kind))
         return {PIXELS: model_pixels(pixels, self._images, rng), LABEL: np.asarray(label)}
 

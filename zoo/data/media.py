@@ -49,6 +49,25 @@ class LeftOut:
             logger.warning("left out (data.media.bad_media=skip): %s", reason)
 
 
+class Skipping:
+    """Leaves records out one by one, and ends data that have no usable one, which would be read for ever."""
+
+    def __init__(self, left_out: LeftOut, num_documents: int):
+        self._left_out, self._most, self._in_a_row = left_out, 2 * num_documents, 0
+
+    def used(self) -> None:
+        """A record was usable."""
+        self._in_a_row = 0
+
+    def skip(self, where: str, error: BadMedia) -> None:
+        """Counts a record as left out. Raises `UserError` if as many as two epochs have were left out in a row: one of
+        the shuffled epochs was read whole, and there is none to go on with."""
+        self._left_out.add(where, str(error))
+        self._in_a_row += 1
+        if self._in_a_row > self._most:
+            raise UserError(f"no document is left to train on: all have media that cannot be used; {error}") from None
+
+
 @dataclass(frozen=True)
 class PackedImages:
     """Images of any size, one after the other in rows of P patches. merge x merge neighbouring patches (a square, row

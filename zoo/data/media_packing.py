@@ -18,12 +18,11 @@ from zoo.data.config import DataConfig
 from zoo.data.images import scaled
 from zoo.data.interleaved import Interleaved
 from zoo.data.labelled_images import labelled_shapes
-from zoo.data.media import AudioClips, BadMedia, LeftOut, Media, PackedImages
+from zoo.data.media import AudioClips, BadMedia, LeftOut, Media, PackedImages, Skipping
 from zoo.data.media_config import MediaConfig
 from zoo.data.packing import PACKING_BINS, PREDICTIONS, make_batch, stack_rows
 from zoo.data.rendering import EncodeImage, Rendered, render
 from zoo.data.tokenizer import Tokenizer
-from zoo.errors import UserError
 
 PATCHES, COORDINATES, IMAGES = "patches", "coordinates", "images"
 MEL, MASK = "mel", "mask"
@@ -42,7 +41,7 @@ class MediaPredictions:
         encode_image: EncodeImage | None = None,
     ):
         self._tokenizer, self._config, self._encode_image = tokenizer, config, encode_image
-        self._left_out, self._most, self._in_a_row = left_out, 2 * num_documents, 0
+        self._skipping = Skipping(left_out, num_documents)
 
     def __call__(self, document: Interleaved | str) -> dict[str, np.ndarray] | None:
         media = self._config.media
@@ -54,14 +53,9 @@ class MediaPredictions:
             if media.bad_media == "stop":
                 raise
             assert isinstance(document, Interleaved)
-            self._left_out.add(document.where, str(error))
-            self._in_a_row += 1
-            if self._in_a_row > self._most:  # an epoch of shuffled documents at least: there is none to go on with
-                raise UserError(
-                    f"no document is left to train on: all have media that cannot be used; {error}"
-                ) from None
+            self._skipping.skip(document.where, error)
             return None
-        self._in_a_row = 0
+        self._skipping.used()
         return _element(rendered, media)
 
 
