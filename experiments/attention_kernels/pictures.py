@@ -5,16 +5,16 @@ from pathlib import Path
 from experiments.attention_kernels.hardware import ZOO_KERNELS, Time
 from experiments.attention_kernels.lengths import LENGTHS, Growth
 from experiments.attention_kernels.schedules import OURS, Pass
+from experiments.plotting import pyplot
 
 _COLORS = {OURS: "tab:orange", "jax splash": "tab:gray"}
 
 
 def draw_bundles(passes: list[Pass], path: Path) -> None:
     """Bundles per 512 x 512 scores, per chip; one panel per pass and shape, the soft-cap on."""
-    pyplot = _pyplot()
     capped = [p for p in passes if p.logits_soft_cap is not None]
     panels = list(dict.fromkeys((p.shape, p.backward) for p in capped))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False)
+    figure, axes = pyplot().subplots(1, len(panels), figsize=(3.6 * len(panels), 3.4), squeeze=False)
     for axis, (shape, backward) in zip(axes[0], panels):
         shown = [p for p in capped if (p.shape, p.backward) == (shape, backward)]
         targets = list(dict.fromkeys(p.target for p in shown))
@@ -34,13 +34,12 @@ def draw_bundles(passes: list[Pass], path: Path) -> None:
     figure.suptitle("Instruction bundles per tile, W = 4096, soft-cap 50; on the bars: ratio to splash", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def draw_memory(growths: list[Growth], path: Path) -> None:
     """Temporary memory of forward and backward pass against T, one line per chip."""
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(5.4, 3.8))
+    figure, axis = pyplot().subplots(figsize=(5.4, 3.8))
     markers = dict(zip(dict.fromkeys(g.target for g in growths), "os^Dv"))
     for g in growths:
         style = "-" if g.subject == OURS else "--"
@@ -63,13 +62,12 @@ def draw_memory(growths: list[Growth], path: Path) -> None:
     axis.set_title(f"Forward and backward, {growths[0].shape} heads, W = 4096", fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def draw_windows(times: list[Time], path: Path) -> None:
     """Speed-up of our fastest kernel over each of the others, against the window."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 3.4), sharey=True)
+    figure, axes = pyplot().subplots(1, 2, figsize=(8, 3.4), sharey=True)
     for axis, backward in zip(axes, (False, True)):
         timed = [t for t in times if t.backward == backward and t.seconds is not None]
         windows = sorted({t.sliding_window for t in timed})
@@ -86,7 +84,7 @@ def draw_windows(times: list[Time], path: Path) -> None:
     axes[0].legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def _is_ours(t: Time) -> bool:
@@ -96,12 +94,3 @@ def _is_ours(t: Time) -> bool:
 def _seconds(t: Time) -> float:
     assert t.seconds is not None
     return t.seconds
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot

@@ -9,6 +9,7 @@ import numpy as np
 from experiments.distillation.arms import DISTILLED, KEPT, SCRATCH, TEACHER, top
 from experiments.distillation.findings import budgets_of, losses, runs_of_arm, teacher_of, widths_of
 from experiments.distillation.worker import Result
+from experiments.plotting import pyplot
 
 COLOURS = {SCRATCH: "tab:gray", DISTILLED: "tab:blue", TEACHER: "black"}
 
@@ -21,12 +22,7 @@ def draw_all(results: Sequence[Result], folder: Path, stem: str) -> list[str]:
 
 def draw(results: Sequence[Result], path: Path) -> None:
     """Held-out novels; bars are Student's 95 % intervals over seeds, of two or more."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 4, figsize=(17, 4), layout="constrained")
+    figure, panels = pyplot().subplots(1, 4, figsize=(17, 4), layout="constrained")
     widths = widths_of(results)
     for arm in (SCRATCH, DISTILLED):
         own = [width for width in widths if runs_of_arm(results, arm, width)]
@@ -64,7 +60,7 @@ def draw(results: Sequence[Result], path: Path) -> None:
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=7)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def _line(panel: Any, x: Sequence[float], values: Sequence[Any], label: str, colour: str) -> None:

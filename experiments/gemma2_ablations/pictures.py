@@ -9,6 +9,7 @@ import numpy as np
 from experiments.gemma2_ablations.arms import BASE, NO_CAPS, PRE_NORMS, SWEPT
 from experiments.gemma2_ablations.findings import cost_of_window, over_seeds, rates_of, select, windows_of
 from experiments.gemma2_ablations.worker import Result
+from experiments.plotting import pyplot
 
 COLOURS = {BASE: "tab:blue", NO_CAPS: "tab:red", PRE_NORMS: "tab:green"}
 CAPS = {"attention": 50.0, "final": 30.0}
@@ -18,8 +19,8 @@ PAPER_WINDOWS = {1.0: 1.63, 0.5: 1.63, 0.25: 1.64}
 
 def draw_logits(runs: Sequence[Result], path: Path) -> None:
     """The largest logit over training, before the soft-cap: attention above, output below, a column for each rate."""
-    pyplot, rates = _pyplot(), rates_of(runs)
-    figure, panels = pyplot.subplots(2, len(rates), figsize=(3 * len(rates) + 1, 5.5), sharey="row", squeeze=False)
+    rates = rates_of(runs)
+    figure, panels = pyplot().subplots(2, len(rates), figsize=(3 * len(rates) + 1, 5.5), sharey="row", squeeze=False)
     for column, rate in enumerate(rates):
         for row, of in enumerate(CAPS):
             panel = panels[row, column]
@@ -41,8 +42,7 @@ def draw_logits(runs: Sequence[Result], path: Path) -> None:
 
 def draw_rates(runs: Sequence[Result], path: Path) -> None:
     """Held-out loss against learning rate, means over seeds and every seed as a point."""
-    pyplot = _pyplot()
-    figure, panel = pyplot.subplots(figsize=(5.5, 4))
+    figure, panel = pyplot().subplots(figsize=(5.5, 4))
     panel.axhline(runs[0].unigram_loss, color="black", lw=0.7, ls=":", label="frequencies of tokens alone")
     for arm in SWEPT:
         cells = {rate: list(select(runs, arm, rate).values()) for rate in rates_of(runs)}
@@ -61,8 +61,8 @@ def draw_rates(runs: Sequence[Result], path: Path) -> None:
 
 def draw_windows(runs: Sequence[Result], path: Path) -> None:
     """What another window at inference costs, with its interval, and what it cost in the report."""
-    pyplot, windows = _pyplot(), windows_of(runs)
-    figure, panel = pyplot.subplots(figsize=(5.5, 4))
+    windows = windows_of(runs)
+    figure, panel = pyplot().subplots(figsize=(5.5, 4))
     if windows:
         found = {window / windows[0]: cost_of_window(runs, window) for window in sorted(windows)}
         costs = {part: cost for part, cost in found.items() if cost is not None}
@@ -87,16 +87,7 @@ NAMES = {"logits": draw_logits, "rates": draw_rates, "windows": draw_windows}
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    _pyplot().close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    pyplot().close(figure)
 
 
 def draw_all(runs: Sequence[Result], folder: Path, stem: str) -> list[str]:

@@ -16,6 +16,7 @@ from experiments.likelihood_vs_position.findings import (
 )
 from experiments.likelihood_vs_position.fit import resampled
 from experiments.likelihood_vs_position.worker import Result
+from experiments.plotting import pyplot
 
 COLOURS = {LONG: "tab:blue", WINDOW: "tab:gray"}
 
@@ -24,12 +25,7 @@ def draw(
     results: Sequence[Result], found: Sequence[Fit], trained_length: int, reach: int | None, draws: int, path: Path
 ) -> None:
     """Left: cumulative, with the laws up to the end. Right: by position, with the 95 % interval as a band."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.4))
+    figure, panels = pyplot().subplots(1, 2, figsize=(12, 4.4))
     length = results[0].positions[-1]
     for arm, runs in by_arm(results).items():
         colour = COLOURS.get(arm, "tab:green")
@@ -54,4 +50,4 @@ def draw(
         panel.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)

@@ -10,18 +10,14 @@ from experiments.local_global.copying import FIRST_COUNTED
 from experiments.local_global.costs import Costs, formula_bytes
 from experiments.local_global.findings import by_arm, over_seeds, relative_perplexity
 from experiments.local_global.worker import Result
+from experiments.plotting import pyplot
 
 COLOURS = {ALL_GLOBAL: "black", INTERLEAVED: "tab:blue", SPARSE: "tab:orange", ALL_LOCAL: "tab:red"}
 
 
 def draw(results: Sequence[Result], costs: Costs, workload: Workload, path: Path) -> None:
     """Three panels, every arm in each; of the window those that have one."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (spans, windows, caches) = pyplot.subplots(1, 3, figsize=(14, 4.2))
+    figure, (spans, windows, caches) = pyplot().subplots(1, 3, figsize=(14, 4.2))
     lengths = 2 ** np.arange(4, 18)
     for arm, own in by_arm(results).items():
         style = {"color": COLOURS[arm], "label": f"{arm} ({len(own)})", "lw": 1.3, "marker": "."}
@@ -52,4 +48,4 @@ def draw(results: Sequence[Result], costs: Costs, workload: Workload, path: Path
         panel.legend(fontsize=7, title="layers" if panel is caches else "layers (seeds)", title_fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)

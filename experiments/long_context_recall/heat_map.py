@@ -8,6 +8,7 @@ import numpy as np
 from experiments.long_context_recall.cells import CellResult
 from experiments.long_context_recall.findings import by_task, value_of, wilson
 from experiments.long_context_recall.grid import MEDIA_TASKS
+from experiments.plotting import pyplot
 
 NO_DEPTH = "drawn"
 """Label of the row of a task that has no depth."""
@@ -21,18 +22,13 @@ def draw(
     """A PNG, up to three panels beside each other. `choice`: recall of what was "written", or how often the right
     candidate was "ranked" first. Cells that are not done are grey. A line divides the lengths that are beyond the
     `trained` context from the others."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     panels = by_task(results)
     shapes = [(lengths_of(cells), depths_of(cells)) for cells in panels.values()]
     widest = max(len(lengths) for lengths, _ in shapes)
     across = min(len(panels), PANELS_ACROSS)
     lines = [shapes[first : first + across] for first in range(0, len(shapes), across)]
     heights = [0.34 * max(len(depths) for _, depths in line) + 1.0 for line in lines]
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         len(lines), across, figsize=((0.75 * widest + 1.2) * across + 2.4, sum(heights) + 0.4), squeeze=False,
         height_ratios=heights, layout="constrained",
     )  # fmt: skip
@@ -41,7 +37,7 @@ def draw(
         panel.set_axis_off()
     for panel, (task, cells), (lengths, depths) in zip(axes.flat, panels.items(), shapes, strict=False):
         values = matrix(cells, lengths, depths, choice)
-        colours = pyplot.get_cmap("RdYlGn").with_extremes(bad="lightgrey")
+        colours = pyplot().get_cmap("RdYlGn").with_extremes(bad="lightgrey")
         image = panel.imshow(values, vmin=0, vmax=1, cmap=colours, aspect="auto")
         for (row, column), value in np.ndenumerate(values):
             if not np.isnan(value):
@@ -65,7 +61,7 @@ def draw(
             panel.axvline(within - 0.5, color="black", lw=1.5, ls="--")
     figure.colorbar(image, ax=list(axes.flat), shrink=0.8, aspect=30, pad=0.02)
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def lengths_of(cells: Sequence[CellResult]) -> list[int]:

@@ -12,6 +12,7 @@ from experiments.multimodal.arms import JOINT, TEXT_ONLY
 from experiments.multimodal.documents import WORDS
 from experiments.multimodal.findings import METRICS, by_arm, value
 from experiments.multimodal.report import Results
+from experiments.plotting import pyplot
 
 COLOURS = {JOINT: "tab:blue", "single": "tab:orange", TEXT_ONLY: "tab:gray"}
 MOST_DRAWN = 10
@@ -20,9 +21,8 @@ MOST_DRAWN = 10
 
 def draw_curves(results: Results, out: Path, path: Path) -> None:
     """What is measured on the way (the last point on all test documents), joint against one modality, every seed."""
-    pyplot = _pyplot()
     names = [m for m in METRICS if any(m.name in numbers for r in results.runs for _, numbers in r.on_the_way[:-1])]
-    figure, panels = pyplot.subplots(2, -(-(len(names) + 1) // 2), figsize=(16, 6.4), squeeze=False)
+    figure, panels = pyplot().subplots(2, -(-(len(names) + 1) // 2), figsize=(16, 6.4), squeeze=False)
     found = by_arm(results.runs)
     for panel, metric in zip(panels.flat, names, strict=False):
         for arm, colour in ((JOINT, COLOURS[JOINT]), (metric.single, COLOURS["single"])):
@@ -44,16 +44,15 @@ def draw_curves(results: Results, out: Path, path: Path) -> None:
     last.legend(fontsize=6)
     for panel in panels.flat[len(names) + 1 :]:
         panel.set_axis_off()
-    handles = [pyplot.Line2D([], [], color=COLOURS[key]) for key in (JOINT, "single")]
+    handles = [pyplot().Line2D([], [], color=COLOURS[key]) for key in (JOINT, "single")]
     panels.flat[0].legend(handles, ["joint", "one modality"], fontsize=7)
     _save(figure, path)
 
 
 def draw_bars(results: Results, out: Path, path: Path) -> None:
     """Accuracies with their intervals: joint, one modality, text only; a line at the most frequent answer or chance."""
-    pyplot = _pyplot()
     metrics = [m for m in METRICS if not m.lower and value(results.runs, JOINT, m.name)]
-    figure, panel = pyplot.subplots(figsize=(12, 4.2))
+    figure, panel = pyplot().subplots(figsize=(12, 4.2))
     for place, metric in enumerate(metrics):
         for number, (arm, label) in enumerate(((JOINT, JOINT), (metric.single, "single"), (TEXT_ONLY, TEXT_ONLY))):
             found = value(results.runs, arm, metric.name)
@@ -67,8 +66,8 @@ def draw_bars(results: Results, out: Path, path: Path) -> None:
     panel.set_xticks(range(len(metrics)), [textwrap.fill(m.label, 18) for m in metrics], fontsize=7)
     panel.set_ylabel("right, %")
     panel.set_ylim(0, 105)
-    handles = [pyplot.Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
-    handles.append(pyplot.Line2D([], [], color="black", ls=":"))
+    handles = [pyplot().Rectangle((0, 0), 1, 1, color=colour) for colour in COLOURS.values()]
+    handles.append(pyplot().Line2D([], [], color="black", ls=":"))
     names = ["joint", "one modality", "text only", "most frequent answer or chance"]
     panel.legend(handles, names, fontsize=7, ncol=4, loc="upper center", bbox_to_anchor=(0.5, 1.12))
     _save(figure, path)
@@ -76,11 +75,10 @@ def draw_bars(results: Results, out: Path, path: Path) -> None:
 
 def draw_examples(results: Results, out: Path, path: Path) -> None:
     """Test documents and what the joint model of the first seed answers, by greedy generation."""
-    pyplot = _pyplot()
     examples = next((r.examples for r in results.runs if r.examples), ())
     columns = 6
     lines = -(-len(examples) // columns)
-    figure, panels = pyplot.subplots(lines, columns, figsize=(16, 2.7 * lines + 1), squeeze=False)
+    figure, panels = pyplot().subplots(lines, columns, figsize=(16, 2.7 * lines + 1), squeeze=False)
     for panel in panels.flat:
         panel.set_axis_off()
     for panel, example in zip(panels.flat, examples, strict=False):
@@ -118,10 +116,9 @@ def _pixels(path: Path) -> np.ndarray:
 def draw_drawings(results: Results, out: Path, path: Path) -> None:
     """A column for each digit: what the joint model of the first seed drew; framed in red where the classifier sees
     another digit."""
-    pyplot = _pyplot()
     result = next((r for r in results.runs if r.run.arm == JOINT and r.drawn), None)
     copies = 1 if result is None else min(len(result.drawn) // 10, MOST_DRAWN)
-    figure, panel = pyplot.subplots(figsize=(10, copies + 0.8))
+    figure, panel = pyplot().subplots(figsize=(10, copies + 0.8))
     if result is not None:
         with np.load(out / "runs" / f"{result.run.name}.npz") as found:
             images = found["images"]
@@ -150,13 +147,4 @@ NAMES = {"curves": draw_curves, "bars": draw_bars, "examples": draw_examples, "d
 def _save(figure: Any, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=120)
-    _pyplot().close(figure)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    pyplot().close(figure)

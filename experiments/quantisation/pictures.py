@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from experiments.plotting import pyplot
 from experiments.quantisation.findings import increase, kinds_of
 from experiments.quantisation.kinds import BFLOAT16, FLOAT32, PACKINGS
 from experiments.quantisation.programs import Memory
@@ -11,12 +12,7 @@ from experiments.quantisation.seed import SeedResult
 
 def draw(seeds: Sequence[SeedResult], memory: Sequence[Memory], path: Path) -> None:
     """Left: size against the increase of perplexity with its interval. Right: weights and temporaries of decoding."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.2))
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(12, 4.2))
     unpacked = seeds[0].scores[BFLOAT16].bytes_on_disk
     for number, kind in enumerate(kind for kind in kinds_of(seeds) if kind not in (FLOAT32, BFLOAT16)):
         found, size = increase(seeds, kind), seeds[0].scores[kind].bytes_on_disk / unpacked
@@ -44,4 +40,4 @@ def draw(seeds: Sequence[SeedResult], memory: Sequence[Memory], path: Path) -> N
     right.legend(fontsize=7)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)

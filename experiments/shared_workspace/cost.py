@@ -9,10 +9,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import matplotlib.pyplot as plt
 import numpy as np
 from flax import nnx
 
+from experiments.plotting import pyplot
 from zoo.nn import Execution
 from zoo.nn.encoder_block import EncoderAttention
 from zoo.nn.workspace import Workspace, WorkspaceConfig
@@ -155,7 +155,7 @@ def ratio(costs: Sequence[Cost], kind: Kind, *, field: str = "seconds") -> tuple
 def plot(costs: Sequence[Cost], path: Path, *, at_least: int = 1024) -> None:
     """Time and memory against the number of specialists, both axes logarithmic; with the power law of the points from
     `at_least` on, where there are two."""
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = pyplot().subplots(1, 2, figsize=(10, 4), layout="constrained")
     for axis, field, label, scale in zip(
         axes, ("seconds", "temporary_bytes"), ("milliseconds", "MiB of intermediate arrays"), (1e3, 2**-20)
     ):
@@ -171,4 +171,4 @@ def plot(costs: Sequence[Cost], path: Path, *, at_least: int = 1024) -> None:
         axis.set(xscale="log", yscale="log", xlabel="specialists", ylabel=label)
         axis.legend(fontsize=8)
     figure.savefig(path, dpi=100)
-    plt.close(figure)
+    pyplot().close(figure)

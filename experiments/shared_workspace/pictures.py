@@ -2,15 +2,14 @@
 
 from pathlib import Path
 
-import matplotlib.pyplot as plt
-
+from experiments.plotting import pyplot
 from experiments.shared_workspace import bouncing_balls, sort_of_clevr, triangles
 
 
 def sort_of_clevr_page(path: Path, *, seed: int = 0, scenes: int = 6) -> None:
     """Scenes with two questions of each kind and their answers."""
     data = sort_of_clevr.generate(scenes, seed, questions_per_kind=2)
-    figure, axes = plt.subplots(2, (scenes + 1) // 2, figsize=(12, 10.8), squeeze=False, layout="constrained")
+    figure, axes = pyplot().subplots(2, (scenes + 1) // 2, figsize=(12, 10.8), squeeze=False, layout="constrained")
     for axis in axes.flat:
         axis.axis("off")
     for number, (axis, picture) in enumerate(zip(axes.flat, data.pictures())):
@@ -27,7 +26,7 @@ def sort_of_clevr_page(path: Path, *, seed: int = 0, scenes: int = 6) -> None:
 
 def triangles_page(path: Path, *, seed: int = 0, each: int = 6) -> None:
     """Equilateral triangles, hard negatives and triangles with vertices anywhere, a row each."""
-    figure, axes = plt.subplots(3, each, figsize=(2 * each, 7.4), layout="constrained")
+    figure, axes = pyplot().subplots(3, each, figsize=(2 * each, 7.4), layout="constrained")
     for row, (title, share, label) in zip(
         axes,
         [
@@ -48,7 +47,9 @@ def triangles_page(path: Path, *, seed: int = 0, each: int = 6) -> None:
 
 def bouncing_balls_page(path: Path, *, seed: int = 0, frames: int = 8, every: int = 4) -> None:
     """One sequence of each kind, every fourth frame."""
-    figure, axes = plt.subplots(len(bouncing_balls.KINDS), frames, figsize=(1.6 * frames, 5.6), layout="constrained")
+    figure, axes = pyplot().subplots(
+        len(bouncing_balls.KINDS), frames, figsize=(1.6 * frames, 5.6), layout="constrained"
+    )
     for row, kind in zip(axes, bouncing_balls.KINDS):
         balls = bouncing_balls.generate(kind, 1, frames * every, seed)
         for number, axis in enumerate(row):
@@ -61,4 +62,4 @@ def bouncing_balls_page(path: Path, *, seed: int = 0, frames: int = 8, every: in
 
 def _save(figure, path: Path) -> None:
     figure.savefig(path, dpi=100)
-    plt.close(figure)
+    pyplot().close(figure)

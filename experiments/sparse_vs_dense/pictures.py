@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments.interval import interval
+from experiments.plotting import pyplot
 from experiments.sparse_vs_dense.arms import CAPACITY, DENSE, NO_BALANCING, NO_Z_LOSS, SPARSE
 from experiments.sparse_vs_dense.findings import by_arm
 from experiments.sparse_vs_dense.worker import Result
@@ -21,8 +22,7 @@ COLOURS = {
 
 def draw_curves(runs: Sequence[Result], path: Path) -> None:
     """Held-out loss against steps and against training FLOPs: means over seeds, the 95 % interval as a band."""
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.8))
+    figure, panels = pyplot().subplots(1, 3, figsize=(13, 3.8))
     for arm, results in by_arm(runs).items():
         steps = np.array([step for step, _ in results[0].validation])
         points = [interval([result.validation[i][1] for result in results]) for i in range(len(steps))]
@@ -48,9 +48,8 @@ def draw_curves(runs: Sequence[Result], path: Path) -> None:
 
 def draw_load(runs: Sequence[Result], path: Path) -> None:
     """Layer x expert: the part of the choices times the number of experts, seed 0 of every sparse arm."""
-    pyplot = _pyplot()
     sparse = {arm: results[0] for arm, results in by_arm(runs).items() if results[0].load}
-    figure, panels = pyplot.subplots(1, len(sparse), figsize=(3 * len(sparse) + 0.8, 3), squeeze=False)
+    figure, panels = pyplot().subplots(1, len(sparse), figsize=(3 * len(sparse) + 0.8, 3), squeeze=False)
     for panel, (arm, result) in zip(panels[0], sparse.items(), strict=True):
         load = np.array(result.load)
         # Experts have no order: sorted by load, the evenness of a layer can be seen.
@@ -64,14 +63,13 @@ def draw_load(runs: Sequence[Result], path: Path) -> None:
     panels[0, 0].set_ylabel("layer")
     figure.colorbar(image, ax=list(panels[0]), label="load, 1 = balanced", shrink=0.9)
     figure.savefig(path, dpi=150, bbox_inches="tight")
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def draw_histogram(runs: Sequence[Result], path: Path) -> None:
     """How often an expert (of any layer and seed) has which load; and how load and entropy change during training."""
-    pyplot = _pyplot()
     sparse = {arm: results for arm, results in by_arm(runs).items() if results[0].load}
-    figure, panels = pyplot.subplots(1, 3, figsize=(13, 3.6))
+    figure, panels = pyplot().subplots(1, 3, figsize=(13, 3.6))
     edges = np.linspace(0, 4, 33)
     for arm, results in sparse.items():
         loads = np.concatenate([np.ravel(np.array(r.load) * len(r.load[0])) for r in results])
@@ -99,13 +97,4 @@ NAMES = {"curves": draw_curves, "load": draw_load, "histogram": draw_histogram}
 def _save(figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    _pyplot().close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    pyplot().close(figure)

@@ -2,15 +2,15 @@
 
 from pathlib import Path
 
+from experiments.plotting import pyplot
 from experiments.speed.contest import Contest
 from experiments.speed.local_attention import LengthResult
 
 
 def draw_contest(contest: Contest, path: Path) -> None:
     """Tokens per second of every implementation, one panel per measurement."""
-    pyplot = _pyplot()
     count = len(contest.measurements)
-    figure, panels = pyplot.subplots(1, count, figsize=(3.4 * count, 3.2), squeeze=False)
+    figure, panels = pyplot().subplots(1, count, figsize=(3.4 * count, 3.2), squeeze=False)
     for panel, measurement in zip(panels[0], contest.measurements.values()):
         names = list(measurement.seconds)[::-1]
         rates = [measurement.tokens_per_second(name) for name in names]
@@ -25,14 +25,13 @@ def draw_contest(contest: Contest, path: Path) -> None:
             panel.set_yticklabels([])
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def draw_local(results: list[LengthResult], path: Path) -> None:
     """Time and memory against length, beside a straight line through the shortest."""
-    pyplot = _pyplot()
     lengths = [r.length for r in results]
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(8, 3.2))
+    figure, (left, right) = pyplot().subplots(1, 2, figsize=(8, 3.2))
     for panel, values, label in (
         (left, [r.seconds * 1e3 for r in results], "ms, forward and backward"),
         (right, [r.temporary_bytes / 1e6 for r in results], "temporary memory, MB"),
@@ -48,13 +47,4 @@ def draw_local(results: list[LengthResult], path: Path) -> None:
     figure.suptitle("one local attention layer", fontsize=10)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    pyplot().close(figure)

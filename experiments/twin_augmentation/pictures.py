@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from experiments.plotting import pyplot
 from experiments.twin_augmentation.arms import SIDES
 from experiments.twin_augmentation.findings import AUC, BALANCED, Cell, cells, collections_of, figure, gain
 from experiments.twin_augmentation.heads import LOGISTIC, PRIOR, SOFTMAX, THRESHOLD, TWIN, TWIN_CHOSEN
@@ -35,8 +36,7 @@ def draw_all(results: Sequence[Result], stem: str, folder: Path) -> list[str]:
 
 def draw_curves(shown: Sequence[Cell], path: Path) -> None:
     """Mean sensitivity over seeds at each false-positive rate, a panel for each arm at its rarest."""
-    pyplot = _pyplot()
-    canvas, axes = _panels(pyplot, len(shown), 3.0)
+    canvas, axes = _panels(len(shown), 3.0)
     for axis, cell in zip(axes, shown):
         for head in CURVES:
             if head in cell.heads:
@@ -48,13 +48,12 @@ def draw_curves(shown: Sequence[Cell], path: Path) -> None:
         axis.set(title=_title(cell), xlabel="false-positive rate", ylabel="sensitivity", xlim=(0, 1), ylim=(0, 1.02))
         axis.legend(fontsize=6, title=AUC, title_fontsize=6, loc="lower right")
     canvas.savefig(path, dpi=130)
-    pyplot.close(canvas)
+    pyplot().close(canvas)
 
 
 def draw_confusions(shown: Sequence[Cell], path: Path) -> None:
     """Of the test, over all seeds: the part of each class that is called each class. A row for each arm."""
-    pyplot = _pyplot()
-    canvas, grid = pyplot.subplots(
+    canvas, grid = pyplot().subplots(
         len(shown), len(MATRICES), figsize=(1.7 * len(MATRICES), 1.8 * len(shown)), squeeze=False, layout="constrained"
     )
     for row, cell in zip(grid, shown):
@@ -73,14 +72,13 @@ def draw_confusions(shown: Sequence[Cell], path: Path) -> None:
     canvas.supxlabel("called (1: the rare class)", fontsize=7)
     canvas.supylabel("is", fontsize=7)
     canvas.savefig(path, dpi=130)
-    pyplot.close(canvas)
+    pyplot().close(canvas)
 
 
 def draw_saliency(shown: Sequence[Cell], path: Path) -> None:
     """How large the gradient of the logits is at a pixel, by parts of the image, mean over test images and seeds; each
     map is scaled to its own maximum."""
-    pyplot = _pyplot()
-    canvas, axes = _panels(pyplot, len(shown), 2.4)
+    canvas, axes = _panels(len(shown), 2.4)
     for axis, cell in zip(axes, shown):
         mean = np.mean([run.saliency for run in cell.runs], axis=0)
         # Parts of 28 pixels are 1 or 2 wide.
@@ -89,14 +87,13 @@ def draw_saliency(shown: Sequence[Cell], path: Path) -> None:
         axis.set(xticks=(), yticks=())
         axis.set_title(_title(cell), fontsize=8)
     canvas.savefig(path, dpi=130)
-    pyplot.close(canvas)
+    pyplot().close(canvas)
 
 
 def draw_gains(results: Sequence[Result], path: Path) -> None:
     """Differences of balanced accuracy with their intervals, a panel for each collection."""
-    pyplot = _pyplot()
     names = collections_of(results)
-    canvas, axes = _panels(pyplot, len(names), 4.2, columns=1)
+    canvas, axes = _panels(len(names), 4.2, columns=1)
     for axis, name in zip(axes, names):
         own = cells(results, name)
         for number, pair in enumerate(PAIRS):
@@ -110,29 +107,20 @@ def draw_gains(results: Sequence[Result], path: Path) -> None:
         axis.set_ylabel(f"difference of {BALANCED}", fontsize=7)
         axis.legend(fontsize=6, loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(PAIRS), frameon=False)
     canvas.savefig(path, dpi=130)
-    pyplot.close(canvas)
+    pyplot().close(canvas)
 
 
 def _title(cell: Cell) -> str:
     return f"{cell.arm.name}, 1:{cell.ratio}"
 
 
-def _panels(pyplot: Any, count: int, side: float, columns: int = 4) -> tuple[Any, list[Any]]:
+def _panels(count: int, side: float, columns: int = 4) -> tuple[Any, list[Any]]:
     across = min(columns, count)
     down = -(-count // across)
     wide = side if columns > 1 else 2 * side
-    canvas, grid = pyplot.subplots(down, across, figsize=(wide * across, side * down), squeeze=False,
+    canvas, grid = pyplot().subplots(down, across, figsize=(wide * across, side * down), squeeze=False,
                                    layout="constrained")  # fmt: skip
     axes = list(grid.ravel())
     for axis in axes[count:]:
         axis.set_visible(False)
     return canvas, axes
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot

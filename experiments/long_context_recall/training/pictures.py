@@ -8,6 +8,7 @@ from experiments.long_context_recall.training.arms import MAIN
 from experiments.long_context_recall.training.examination import pooled
 from experiments.long_context_recall.training.findings import by_arm, lengths_of, recall_of, tasks_of
 from experiments.long_context_recall.training.worker import Result
+from experiments.plotting import pyplot
 
 
 def draw_all(results: Sequence[Result], folder: Path, stem: str) -> list[str]:
@@ -20,19 +21,14 @@ def draw_all(results: Sequence[Result], folder: Path, stem: str) -> list[str]:
 
 def draw_lines(results: Sequence[Result], path: Path) -> None:
     """One panel for each task that more than one arm was asked, or for all if there is one arm only."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     arms = by_arm(results)
     asked = {task: [arm for arm, runs in arms.items() if task in tasks_of(runs)] for task in tasks_of(results)}
     several = [task for task, names in asked.items() if len(names) > 1]
     tasks = several or list(asked)
-    figure, axes = pyplot.subplots(
+    figure, axes = pyplot().subplots(
         1, len(tasks), figsize=(4.2 * len(tasks) + 1.5, 4), squeeze=False, sharey=True, layout="constrained"
     )
-    colours = pyplot.get_cmap("tab20")
+    colours = pyplot().get_cmap("tab20")
     for panel, task in zip(axes[0], tasks, strict=True):
         for number, (arm, runs) in enumerate(arms.items()):
             lengths = lengths_of(runs, task)
@@ -47,7 +43,7 @@ def draw_lines(results: Sequence[Result], path: Path) -> None:
     axes[0, 0].set_ylabel("right answers, percent, mean over seeds")
     axes[0, -1].legend(fontsize=7, loc="lower left")
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    pyplot().close(figure)
 
 
 def draw_map(results: Sequence[Result], path: Path) -> None:

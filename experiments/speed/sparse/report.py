@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.aim import Aim
+from experiments.plotting import pyplot
 from experiments.speed.contest import Contest
 from experiments.speed.report import Rows, as_markdown
 from experiments.speed.sparse.contest import (
@@ -173,13 +174,8 @@ def _bounds(size: SizeResults) -> str:
 
 def draw_sparse(sizes: list[SizeResults], path: Path) -> None:
     """Tokens per second of every implementation at every size, with the 95 % interval of the median."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
     rows = max(len(size.contest.measurements["train"].seconds) for size in sizes)
-    figure, panels = pyplot.subplots(len(sizes), 1, figsize=(7, len(sizes) * (0.8 + 0.42 * rows)), squeeze=False)
+    figure, panels = pyplot().subplots(len(sizes), 1, figsize=(7, len(sizes) * (0.8 + 0.42 * rows)), squeeze=False)
     for size, panel in zip(sizes, panels[:, 0]):
         measurement = size.contest.measurements["train"]
         names = list(measurement.seconds)[::-1]
@@ -193,4 +189,4 @@ def draw_sparse(sizes: list[SizeResults], path: Path) -> None:
         panel.tick_params(axis="x", labelsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    pyplot.close(figure)
+    pyplot().close(figure)
