@@ -23,9 +23,9 @@ from experiments.distillation.texts import Rows, read_prepared, shared_of, train
 from experiments.kept import read_fields
 from experiments.runs import say, write_json
 from experiments.speed.zoo_worker import next_token_batch
-from zoo import train
+from experiments.training import train_to_the_end
 from zoo.data import Tokenizer
-from zoo.errors import TRY_AGAIN, run_command
+from zoo.errors import run_command
 from zoo.interop import load
 from zoo.recipes.teacher import WEIGHTS
 from zoo.recipes.teacher_cache import TeacherCache
@@ -86,10 +86,8 @@ def carry_out(run: Run, size: Size, out: Path) -> Result:
     recipe = recipe_of(run, size, paths, out)
     if run.arm != TEACHER and arm_named(run.arm).source == "cache":
         make_cache(run.seed, size, paths, out)
-    train.train(recipe, time.time())
+    train_to_the_end(recipe)
     lines = read_metrics(Path(recipe.run_dir) / "metrics.jsonl")
-    if lines[-1]["step"] < recipe.loop.steps:
-        sys.exit(TRY_AGAIN)
     tokenizer, rows = read_prepared(out)
     model = load(recipe.run_dir).model
     weights = Path(recipe.run_dir) / WEIGHTS

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,7 +25,7 @@ from experiments.multimodal.drawing import draw
 from experiments.multimodal.prepare import Prepared
 from experiments.multimodal.tasks import HeldOut, measure
 from experiments.runs import write_json
-from zoo import train
+from experiments.training import train_to_the_end
 from zoo.data import DataConfig, MediaVocabulary, Tokenizer, load_media_prompt, load_tokenizer
 from zoo.inference import ImageOutput, generate, stack_prompts
 from zoo.interop import load
@@ -75,7 +74,7 @@ def carry_out(run: Run, workload: Workload, out: Path, path: Path) -> Result:
     prepared = Prepared(**json.loads((out / "prepared.json").read_text()))
     folder = path.with_suffix("")
     recipe = recipe_of(run, workload, out, prepared.image_codes, folder)
-    train.train(recipe, time.time())
+    train_to_the_end(recipe)
     tokenizer = load_tokenizer(out / "tokenizer")
     # The data of the arm, with room for the media of any document.
     media = replace(recipe.data.media, patches_per_row=256, clips_per_row=2)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import zoo
 from experiments.quantisation.kinds import BFLOAT16, EXECUTION, FLOAT32, PACKINGS, Workload, recipe_of
-from zoo import train
+from experiments.training import train_to_the_end
 from zoo.data import Tokenizer, open_corpus
 from zoo.inference import score_text
 from zoo.interop import packed_bytes, save_quantised, save_run
@@ -49,7 +49,7 @@ def run_seed(seed: int, workload: Workload, folder: Path, tokenizer: Path) -> Se
     recipe, began = recipe_of(seed, workload, str(tokenizer), str(folder / "run")), time.time()
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder.with_suffix(".log"), "a") as log, contextlib.redirect_stdout(log):
-        train.train(recipe, began)
+        train_to_the_end(recipe)
     seconds = time.time() - began
     text = held_out_text(workload, tokenizer)
     trained = zoo.load(folder / "run", execution=EXECUTION)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from experiments.runs import write_json
 from experiments.sparse_vs_dense.arms import FULL, QUICK, Run, model_of, recipe_of
-from zoo import train
+from experiments.training import train_to_the_end
 from zoo.training.metrics import read_metrics
 from zoo.training.mfu import TRAINING_TO_FORWARD
 
@@ -106,7 +105,7 @@ def main() -> None:
     run, result_path = Run(**json.loads(described)), Path(path)
     folder = result_path.with_suffix("")
     workload = QUICK if size == "quick" else FULL
-    train.train(recipe_of(run, workload, tuple(data), tokenizer, str(folder)), time.time())
+    train_to_the_end(recipe_of(run, workload, tuple(data), tokenizer, str(folder)))
     write_result(result_of(run, size, folder), result_path)
     shutil.rmtree(folder)
 

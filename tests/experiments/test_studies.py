@@ -1,6 +1,7 @@
 """What studies share: signed results, choices of the command line, and the page."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -8,7 +9,10 @@ from experiments.aim import Aim
 from experiments.choosing import choose, command_line, seeds_of
 from experiments.kept import check_made_with, digest, read_fields, sign
 from experiments.pages import aim_table, falls_short, publish, write_page
-from zoo.errors import UserError
+from experiments.training import train_to_the_end
+from zoo.errors import TRY_AGAIN, UserError
+from zoo.recipes import recipe
+from zoo.training.metrics import last_step
 
 AIMS = [Aim("speed", "2x", "3x", True), Aim("size", "1 MB", "2 MB", False)]
 
@@ -77,3 +81,20 @@ def test_numbers_and_pictures_lie_beside_the_page(tmp_path, capsys):
     assert "Quick." in capsys.readouterr().out
     with pytest.raises(ValueError, match="not JSON compliant"):
         publish("study", tmp_path, None, **options | {"numbers": {"x": float("inf")}})
+
+
+def test_a_run_that_was_stopped_before_its_last_step_is_no_result(tmp_path, monkeypatch):
+    chosen = recipe("gemma2-nano")
+    chosen = replace(chosen, run_dir=str(tmp_path), loop=replace(chosen.loop, steps=5))
+
+    def go_on(run, began):
+        done = last_step(tmp_path / "metrics.jsonl")
+        with open(tmp_path / "metrics.jsonl", "a") as file:
+            file.writelines(json.dumps({"step": step}) + "\n" for step in range(done + 1, min(done + 4, 6)))
+
+    monkeypatch.setattr("zoo.train.train", go_on)
+    with pytest.raises(SystemExit) as stopped:
+        train_to_the_end(chosen)
+    assert stopped.value.code == TRY_AGAIN
+    train_to_the_end(chosen)  # two more steps
+    assert last_step(tmp_path / "metrics.jsonl") == 5
