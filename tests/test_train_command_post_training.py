@@ -161,6 +161,7 @@ def test_a_reward_model_begins_with_a_decoder_and_rewards_the_samples_of_a_shard
     devices(8)
     options = {"init_from": tuned, "mesh__fsdp": 4, "mesh__tensor": 2, "policy__reward": "model"}
     options |= {"policy__reward_model": rewards, "policy__samples_per_prompt": 2, "policy__kl_coefficient": 0.1}
+    options |= {"policy__unfinished_reward": -1.0}
     whole = tmp_path / "whole"
     capsys.readouterr()
     main(command("arithmetic-rl", whole, **options))

@@ -20,6 +20,8 @@ from experiments.long_context_recall.samples import Setting
 from experiments.long_context_recall.training import findings, keys, pictures, report, study, texts, trainer, worker
 from experiments.long_context_recall.training.arms import (
     ARMS,
+    BASELINE,
+    COMPARED_LENGTH,
     MAIN,
     NO_NEEDLES,
     REACH,
@@ -52,6 +54,7 @@ TINY = Size(
         text_length=48,
     ),
     main=Grid(("needle",), (Level(192, 1, 1),), chunk=192),
+    control=Grid(("needle",), (Level(192, 1, 1),), chunk=192),
     others=Grid(("needle",), (Level(192, 1, 1),), chunk=192),
     novels=False,
 )
@@ -293,16 +296,20 @@ def test_the_curriculum_grows_to_the_length_that_the_aim_asks_for():
 def test_an_arm_differs_from_the_recipe_in_what_it_says():
     changed = {arm.name: workload_of(arm, FULL) for arm in ARMS if arm.weights_of is None}
     assert changed[MAIN] == FULL
+    short = changed[BASELINE]
+    assert short.stages == tuple(stage for stage in FULL.stages if stage.length <= COMPARED_LENGTH)
+    assert short.trained_length == COMPARED_LENGTH and FULL_SIZE.others.levels[-1].length == REACH * COMPARED_LENGTH
     for name in ("rope 10k", "rope 1M", "1:1", "3:1"):
         assert (
             dataclasses.replace(changed[name], **{field: getattr(FULL, field) for field, _ in arm_named(name).workload})
-            == FULL
+            == short
         )
-    assert [stage.window for stage in changed["window 16"].stages] == [min(s.window, 16) for s in FULL.stages]
-    assert {stage.reach for stage in changed["jumps"].stages} == {0, REACH * FULL.trained_length}
+    assert [stage.window for stage in changed["window 16"].stages] == [min(s.window, 16) for s in short.stages]
+    assert {stage.reach for stage in changed["jumps"].stages} == {0, REACH * COMPARED_LENGTH}
     (direct,) = changed["direct"].stages
-    spent = sum(stage.steps * stage.batch_size * stage.length for stage in FULL.stages)
-    assert direct.length == 8192 and 0 <= direct.steps * direct.batch_size * direct.length - spent < 8192
+    spent = sum(stage.steps * stage.batch_size * stage.length for stage in short.stages)
+    step = direct.batch_size * direct.length
+    assert direct.length == COMPARED_LENGTH and 0 <= direct.steps * step - spent < step
     assert all(model_of(changed[name], 64).rope_theta == 10_000 for name in changed)
     bases = {name: model_of(changed[name], 64).global_rope_theta for name in (MAIN, "rope 10k", "rope 1M")}
     assert bases == {MAIN: None, "rope 10k": 10_000, "rope 1M": 1e6} and model_of(changed["rope 1M"], 64).global_rope

@@ -47,6 +47,9 @@ class PolicyGradientConfig:
     does not end within `max_new_tokens` has 0."""
     reward_model: str | None = None
     """Run of a reward model, for the reward "model"."""
+    unfinished_reward: float | None = None
+    """With the reward "model", what an answer is worth that does not end within `max_new_tokens`: the reward model has
+    seen none, and a policy finds out what it says of them. None: what it says."""
     samples_per_prompt: int = 8
     """K; the rows of a step are data.batch_size * K."""
     max_new_tokens: int = 64
@@ -68,6 +71,11 @@ class PolicyGradientConfig:
             )
         if (self.reward == "model") != (self.reward_model is not None):
             raise UserError("policy.reward=model and policy.reward_model=RUN belong together: give both or neither")
+        if self.unfinished_reward is not None and self.reward != "model":
+            raise UserError(
+                f"policy.unfinished_reward={self.unfinished_reward} is for policy.reward=model: with "
+                f"{self.reward!r} an answer that does not end has 0; leave it out"
+            )
         if not 2 <= self.samples_per_prompt <= 4096:
             raise UserError(
                 f"policy.samples_per_prompt must lie in 2 .. 4096, got {self.samples_per_prompt}: the baseline of a "

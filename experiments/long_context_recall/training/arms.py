@@ -1,4 +1,4 @@
-"""The arms of the study: the recipe, and it again with one thing changed."""
+"""The arms of the study: the recipe; its first stages, up to 2,048 tokens; and these with one thing changed."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -7,8 +7,10 @@ from experiments.choosing import choose
 from experiments.long_context_recall.training.curriculum import Stage, Workload
 from zoo.errors import UserError
 
-MAIN = "main"
-NO_NEEDLES = "no needles"
+MAIN, NO_NEEDLES, BASELINE = "main", "no needles", "short"
+COMPARED_LENGTH = 2048
+"""Techniques are compared at this trained length: its stages take half of the recipe's time, and what matters beyond
+the trained length shows from there on."""
 REACH = 16
 """Lengths beyond the trained one are examined up to so many times it, and positions are spread as far."""
 
@@ -48,6 +50,7 @@ ARMS = (
     Arm(MAIN, "the recipe: global layers see no positions, window 64, one global layer in three, grown by stages"),
     Arm(NO_NEEDLES, "the same text, steps and lengths without needles: what needles cost the language model",
         needles=False),
+    Arm(BASELINE, f"the recipe up to {COMPARED_LENGTH:,} tokens: what all arms below are compared with"),
     Arm("rope 10k", "global layers rotate, base 10,000", workload=ROPE_10K),
     Arm("rope 1M", "global layers rotate, base 1,000,000", workload=ROPE_1M),
     Arm("rope 10k, scaled",
@@ -72,17 +75,21 @@ def arm_named(name: str) -> Arm:
 
 
 def workload_of(arm: Arm, workload: Workload) -> Workload:
-    """The workload of an arm, given that of the recipe. Raises `ValueError` for one that trains nothing."""
+    """The workload of an arm, given that of the recipe. All but the recipe and its control end with the stage of
+    `COMPARED_LENGTH` tokens. Raises `ValueError` for one that trains nothing."""
     if arm.weights_of is not None:
         raise ValueError(f"{arm.name} is examined with the weights of {arm.weights_of}: it trains nothing")
     changed = replace(workload, **dict(arm.workload))
     stages = changed.stages
+    if arm.name not in (MAIN, NO_NEEDLES):
+        stages = tuple(stage for stage in stages if stage.length <= COMPARED_LENGTH)
+        changed = replace(changed, stages=stages)
     if arm.direct:
         stages = (_direct(stages),)
     if arm.window is not None:
         stages = tuple(replace(stage, window=min(stage.window, arm.window)) for stage in stages)
     if arm.jumps:
-        reach = REACH * workload.trained_length
+        reach = REACH * changed.trained_length
         stages = tuple(replace(stage, reach=reach) if stage.form == "document" else stage for stage in stages)
     if not arm.needles:
         stages = tuple(_without_needles(stage) for stage in stages)

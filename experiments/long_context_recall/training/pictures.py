@@ -37,8 +37,9 @@ def draw_lines(results: Sequence[Result], path: Path) -> None:
                 style = {"linewidth": 2.5, "color": "black"} if arm == MAIN else {"color": colours(number % 20)}
                 panel.plot(*zip(*((length, 100 * recall.mean) for length, recall in found), strict=True), marker="o",
                            markersize=3, label=arm, **style)  # fmt: skip
-        panel.axvline(results[0].trained_length, color="grey", linestyle=":")
-        panel.set(xscale="log", xlabel="tokens (dotted: trained length)", title=task, ylim=(-3, 103))
+        for length in {result.trained_length for result in results}:
+            panel.axvline(length, color="grey", linestyle=":")
+        panel.set(xscale="log", xlabel="tokens (dotted: trained lengths)", title=task, ylim=(-3, 103))
         panel.set_xscale("log", base=2)
     axes[0, 0].set_ylabel("right answers, percent, mean over seeds")
     axes[0, -1].legend(fontsize=7, loc="lower left")

@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 
 from experiments.kept import digest
-from experiments.long_context_recall.training.arms import MAIN, arm_named, workload_of
+from experiments.long_context_recall.training.arms import BASELINE, MAIN, NO_NEEDLES, arm_named, workload_of
 from experiments.long_context_recall.training.curriculum import FULL, Stage, Workload
 from experiments.long_context_recall.training.examination import Grid, Level
 
@@ -18,8 +18,10 @@ class Size:
     """The recipe's."""
     main: Grid
     """Of the recipe: every kind of key, up to 16 times the trained length."""
+    control: Grid
+    """Of the model that has seen no needle."""
     others: Grid
-    """Of other arms."""
+    """Of other arms, up to 16 times theirs."""
     novels: bool = True
     """False: text that is made here, even where there are novels."""
     arms: tuple[str, ...] = ()
@@ -29,7 +31,7 @@ class Size:
 
     def grid_of(self, arm: str) -> Grid:
         """What a run of an arm is asked."""
-        return self.main if arm == MAIN else self.others
+        return {MAIN: self.main, NO_NEEDLES: self.control}.get(arm, self.others)
 
     def made_with(self, arm: str, novels: bool) -> str:
         """A digest of everything that a run of an arm comes from, its seed apart."""
@@ -48,11 +50,15 @@ LONG = _levels({16_384: (5, 2), 32_768: (5, 1), 65_536: (5, 1), 131_072: (3, 1)}
 FULL_SIZE = Size(
     FULL,
     main=Grid(KEY_KINDS, WITHIN + LONG),
+    control=Grid(("needle",), _levels({1024: (5, 1)})),
     others=Grid(
         ("needle", "needle-made-up", "needle-1-of-10"),
-        _levels({1024: (5, 2), 2048: (5, 2), 4096: (5, 2), 8192: (11, 2), 16_384: (5, 2), 32_768: (5, 1)}),
+        _levels({1024: (5, 2), 2048: (11, 2), 4096: (5, 2), 8192: (5, 2), 16_384: (5, 1), 32_768: (3, 1)}),
     ),
-)
+    arms=(MAIN, NO_NEEDLES, BASELINE, "rope 10k", "rope 1M", "rope 10k, scaled", "rope 10k, jumps", "window 16", "1:1",
+          "direct"),
+)  # fmt: skip
+"""The other arms of `arms.ARMS` are there for who asks for them by name."""
 QUICK_SIZE = Size(
     replace(
         FULL,
@@ -74,6 +80,7 @@ QUICK_SIZE = Size(
         test_rows=1,
     ),
     main=Grid(("needle",), _levels({256: (1, 1)}), chunk=256),
+    control=Grid(("needle",), _levels({256: (1, 1)}), chunk=256),
     others=Grid(("needle",), _levels({256: (1, 1)}), chunk=256),
     novels=False,
     arms=(MAIN,),
