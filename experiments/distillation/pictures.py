@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.ticker import EngFormatter
 
 from experiments.distillation.arms import DISTILLED, KEPT, SCRATCH, TEACHER, top
 from experiments.distillation.findings import budgets_of, losses, runs_of_arm, teacher_of, widths_of
@@ -55,7 +56,8 @@ def draw(results: Sequence[Result], path: Path) -> None:
             panels[3].plot(tokens, values, color=COLOURS[result.run.arm], lw=0.7, alpha=0.8)
     panels[3].set(xlabel="tokens", title="validation on the way, every run")
     for panel in panels:
-        panel.set_xscale("log")
+        panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter(EngFormatter(places=0, sep=""))
         panel.set_ylabel("nats per token")
         if panel.get_legend_handles_labels()[0]:
             panel.legend(fontsize=7)
