@@ -40,6 +40,8 @@ class RelationExtraction:
     """By name, see README.md; default: those that the data set is for."""
     seeds: str = ""
     """Of each arm, with commas between them; default 0,1,2,3,4, with --quick 0."""
+    jobs: int = 1
+    """Processes that train at a time, of one thread each if there are several."""
     out: Path | None = None
     """Folder of vocabularies, encoders and logs; default runs/relation_extraction, with --quick .../quick."""
     results: Path | None = None
@@ -62,6 +64,8 @@ def main() -> None:
     wanted = datasets_of(settings)
     if settings.quick and (settings.encoder is not None or settings.report is not None):
         raise UserError("--quick makes data and encoder of its own, and no report: leave --encoder and --report out")
+    if settings.jobs < 1:
+        raise UserError(f"--jobs {settings.jobs}: at least 1")
     seeds = seeds_of(settings.seeds, (0,) if settings.quick else range(5))
     machine = describe()  # before this command puts a load on it
     above = settings.out or Path("runs/relation_extraction") / ("quick" if settings.quick else "")
@@ -71,7 +75,8 @@ def main() -> None:
         out = above / (dataset.title if settings.encoder is None else f"{dataset.title}-{settings.encoder.name}")
         results = settings.results / dataset.title if settings.results else results_of(setting, out)
         quick = dataset.name == MADE_UP
-        parts.append(study(setting, out, results, settings.arms, seeds, only_report=settings.only_report, here=quick))
+        options = {"only_report": settings.only_report, "jobs": settings.jobs, "here": quick}
+        parts.append(study(setting, out, results, settings.arms, seeds, **options))
     publish(
         Study(
             date=datetime.date.today().isoformat(),

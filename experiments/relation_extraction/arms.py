@@ -78,15 +78,16 @@ class Size:
     """Most tokens of a sentence with its markers, [CLS] and [SEP]; of a bag of many the share of each is smaller."""
     most_sentences: int = 4
     """Of a bag, drawn anew in every epoch; in evaluation fixed by the seed."""
-    lengths: int = 2
-    """Different lengths of rows of a sentence for each number of sentences; of passages there are twice as many. Fewer
-    take less time to compile and more to compute."""
+    length_step: int = 64
+    """Rows are filled up to a multiple of it. Larger: fewer programs to compile, and more padding to compute."""
     batch_bags: int = 32
     """Bags in a step."""
     epochs: int = 8
     """Through all training bags; the weights of the best one on val are kept."""
     learning_rate: float = 1e-3
     """Peak, after a linear warm-up; then a cosine to 0."""
+    head_rate: float = 5.0
+    """What stands on the encoder learns so many times as fast, for it begins with random weights."""
     warmup_share: float = 0.1
     """Part of all steps. (The authors' 30,000 bags are more than a small corpus has in all epochs.)"""
     weight_decay: float = 0.01
@@ -110,11 +111,27 @@ class Size:
 
 
 SIZES = {
-    "gids": Size(lowercase=True, epochs=6),
-    # Five times as many bags: fewer epochs, and shorter passages.
-    "indore": Size(vocab_size=12_288, passage_tokens=128, sentence_tokens=96, most_sentences=2, epochs=3),
-    # 350 pairs with five parallel sentences each.
-    "relx": Size(vocab_size=8192, passage_tokens=320, sentence_tokens=64, most_sentences=5, epochs=12),
+    # 7 % of its bags have more than three sentences.
+    "gids": Size(lowercase=True, passage_tokens=192, sentence_tokens=64, most_sentences=3, epochs=4),
+    # Seven times as many bags: fewer epochs, and shorter passages. The two mentions of one line have 74 tokens.
+    "indore": Size(
+        vocab_size=12_288,
+        passage_tokens=128,
+        sentence_tokens=80,
+        most_sentences=2,
+        length_step=40,
+        epochs=1,
+    ),
+    # 318 pairs with five parallel sentences each: little text to pre-train on.
+    "relx": Size(
+        passage_tokens=240,
+        sentence_tokens=48,
+        most_sentences=5,
+        length_step=48,
+        batch_bags=16,
+        epochs=8,
+        mlm_steps=500,
+    ),
     "quick": Size(
         embed_dim=32,
         num_layers=1,
@@ -124,7 +141,7 @@ SIZES = {
         passage_tokens=64,
         sentence_tokens=32,
         most_sentences=2,
-        lengths=1,
+        length_step=32,
         epochs=4,
         learning_rate=5e-3,
         mlm_steps=30,
@@ -141,8 +158,10 @@ SIZES = {
         passage_tokens=512,
         sentence_tokens=256,
         most_sentences=16,
+        length_step=128,
         epochs=5,
         learning_rate=2e-5,
+        head_rate=1.0,
         mlm_steps=0,
     ),
 }

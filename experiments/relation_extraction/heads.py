@@ -6,6 +6,7 @@ Source: "PARE: A Simple and Strong Baseline for Monolingual and Multilingual Dis
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int
 
@@ -43,6 +44,8 @@ class PassageHead(nnx.Module):
     """logit_r = z_r . w + b with z of `relation_attention`: one scorer that all relations share.
 
     With `na` the class of that number has a scorer of its own, as the authors have it on the New York Times corpora.
+    With `shares`, the part of the training bags that have each relation, b begins at the log odds of their mean (of
+    `NA`'s own share where it has a scorer of its own): else the first steps are spent on making everything unlikely.
     """
 
     def __init__(
@@ -51,19 +54,21 @@ class PassageHead(nnx.Module):
         width: int,
         *,
         na: int | None = None,
+        shares: Float[np.ndarray, "r"] | None = None,
         execution: Execution | None = None,
         rngs: nnx.Rngs,
     ):
         if na is not None and not 0 <= na < num_relations:
             raise ValueError(f"na={na} is none of {num_relations} relations")
-        dtype, zeros = (execution or Execution()).weight_dtype, jax.nn.initializers.zeros
+        dtype = (execution or Execution()).weight_dtype
         scorers = 1 if na is None else 2
         self.na = na
         self.queries = parameter(
             rngs, (num_relations, width), (None, "embed"), jax.nn.initializers.glorot_normal(), dtype
         )
         self.scorer = parameter(rngs, (scorers, width), (None, "embed"), fan_in_normal(width), dtype)
-        self.scorer_bias = parameter(rngs, (scorers,), (None,), zeros, dtype)
+        odds = np.zeros(scorers) if shares is None else log_odds(shares, na)
+        self.scorer_bias = parameter(rngs, (scorers,), (None,), lambda *_: jnp.asarray(odds, jnp.float32), dtype)
 
     def __call__(
         self, hidden: Float[Array, "b t d"], visible: Bool[Array, "b t"] | None = None
@@ -75,6 +80,14 @@ class PassageHead(nnx.Module):
         if self.na is None:
             return logits[..., 0]
         return logits[..., 0].at[:, self.na].set(logits[:, self.na, 1])
+
+
+def log_odds(shares: Float[np.ndarray, "r"], na: int | None = None) -> Float[np.ndarray, "s"]:
+    """log(p / (1 - p)) of the mean share p; with `na`, of all others' mean and of `NA`'s own."""
+    parts = [shares] if na is None else [np.delete(shares, na), shares[na]]
+    # A relation that every bag has, or none, would begin at infinity.
+    means = np.clip([np.mean(part) for part in parts], 1e-4, 1 - 1e-4)
+    return np.log(means / (1 - means))
 
 
 def binary_loss(

@@ -2,7 +2,7 @@
 
 All arms read the same sentences: up to `most_sentences` of a bag, drawn by `sentence_order`, each cut around its
 mentions to min(sentence_tokens, passage_tokens / slots) tokens, where slots is the number of sentences rounded up to a
-power of two. A bag then fits into a passage whole. Lengths are rounded up to a part of what there is room for.
+power of two. A bag then fits into a passage whole. Lengths are rounded up to a multiple of `length_step`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -101,10 +101,10 @@ class Bags:
         size, slots = self.size, self.slots[index]
         lengths = sorted((len(one.tokens) for one in self._sentences[index]), reverse=True)[: size.most_sentences]
         if not layout.passages:
-            return rounded(lengths[0] + 2, sentence_limit(size, slots), size.lengths)
+            return rounded(lengths[0] + 2, sentence_limit(size, slots), size.length_step)
         if layout.full_length:
             return size.passage_tokens
-        return rounded(1 + sum(lengths) + len(lengths), size.passage_tokens, 2 * size.lengths)
+        return rounded(1 + sum(lengths) + len(lengths), size.passage_tokens, size.length_step)
 
     def batch(
         self, chosen: Sequence[tuple[int, int]], layout: Layout, count: int, *, seed: int, epoch: int | None
@@ -149,10 +149,9 @@ def sentence_limit(size: Size, slots: int) -> int:
     return min(size.sentence_tokens, size.passage_tokens // slots)
 
 
-def rounded(length: int, limit: int, parts: int) -> int:
-    """The length rounded up to a multiple of limit / parts, at most the limit."""
-    part = -(-limit // parts)
-    return min(limit, -(-length // part) * part)
+def rounded(length: int, limit: int, step: int) -> int:
+    """The length rounded up to a multiple of the step, at most the limit."""
+    return min(limit, -(-length // step) * step)
 
 
 def grouped(

@@ -4,8 +4,9 @@ from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
-from jaxtyping import Array, Float32, Key
+from jaxtyping import Array, Float, Float32, Key
 
 from experiments.relation_extraction.arms import Arm
 from experiments.relation_extraction.bag_heads import (
@@ -41,10 +42,18 @@ class Network(Protocol):
 class PassageNetwork(nnx.Module):
     """PARE: one row for each bag. Loss: sum of binary cross-entropies."""
 
-    def __init__(self, encoder: Bert, relations: Relations, arm: Arm, *, rngs: nnx.Rngs):
+    def __init__(
+        self,
+        encoder: Bert,
+        relations: Relations,
+        arm: Arm,
+        shares: Float[np.ndarray, "relations"] | None = None,
+        *,
+        rngs: nnx.Rngs,
+    ):
         self.encoder, self.blocks, self.see_padding = encoder, arm.blocks, arm.see_padding
         width, na = encoder.config.embed_dim, relations.na if arm.own_na else None
-        self.head = PassageHead(len(relations), width, na=na, execution=encoder.execution, rngs=rngs)
+        self.head = PassageHead(len(relations), width, na=na, shares=shares, execution=encoder.execution, rngs=rngs)
 
     def loss(self, batch: Batch, rng: Key[Array, ""] | None) -> Float32[Array, ""]:
         return binary_loss(self._logits(batch, rng), jnp.asarray(batch.labels), jnp.asarray(batch.weights))
@@ -134,11 +143,18 @@ def pcnn_of(encoder: Bert, *, rngs: nnx.Rngs) -> Pcnn:
     return made
 
 
-def network_of(arm: Arm, encoder: Bert, relations: Relations, languages: int, seed: int) -> Network:
-    """The arm's network, all of it but the encoder with random weights."""
+def network_of(
+    arm: Arm,
+    encoder: Bert,
+    relations: Relations,
+    languages: int,
+    seed: int,
+    shares: Float[np.ndarray, "relations"] | None = None,
+) -> Network:
+    """The arm's network, all of it but the encoder with random weights. shares: see `PassageHead`."""
     rngs = nnx.Rngs(seed)
     if arm.head == "passage":
-        return PassageNetwork(encoder, relations, arm, rngs=rngs)
+        return PassageNetwork(encoder, relations, arm, shares, rngs=rngs)
     reads = pcnn_of(encoder, rngs=rngs) if arm.encoder == "pcnn" else encoder
     return SentenceNetwork(reads, relations, arm, languages, rngs=rngs)
 

@@ -1,23 +1,28 @@
-"""The study: each arm and seed is trained and measured in a process of its own; the tables are of what is there.
+"""The study: arms and seeds are trained and measured in a few processes; the tables are of what is there.
 
 Two folders. `out` has what may be thrown away: vocabulary, pre-trained encoder, text, logs. `results` has one small
 JSON for each finished run, figures only, which can be committed: on another machine the study goes on with what is
-missing. (There the encoder is pre-trained anew, from the same text and seed.)
+missing. (There the encoder is pre-trained anew, from the same text and seed.) Once the encoder is there, several
+commands may work on the same two folders at once.
 """
 
 import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from experiments import kept
 from experiments.kept import check_made_with
+from experiments.kept import digest as made_of
 from experiments.relation_extraction.arms import SIZES, Run, arm_named, arms_of, runs_of
 from experiments.relation_extraction.corpus import Corpus
 from experiments.relation_extraction.datasets import FOLDERS, MADE_UP, Dataset, read_dataset, speaks
 from experiments.relation_extraction.encoders import check_folder
 from experiments.relation_extraction.pretraining import pretrain, read_pretraining
 from experiments.relation_extraction.report import Part
-from experiments.relation_extraction.worker import Setting, carry_out, read_result, write_setting
+from experiments.relation_extraction.worker import Job, Runs, Setting, do, read_result, write_jobs, write_setting
 from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
 from experiments.shared_folder import training_novels
 from zoo.errors import UserError
@@ -26,6 +31,9 @@ RESULTS = BENCHMARKS / "relation-extraction"
 """Where results lie that are committed, a folder for each data set that is known by name."""
 WORKER = "experiments.relation_extraction.worker"
 PRETRAINING = "pretraining.json"
+ENCODER_SIZES = ("embed_dim", "num_layers", "num_heads", "hidden_dim", "vocab_size", "lowercase", "passage_tokens",
+                 "mlm_steps", "mlm_rows", "mlm_learning_rate", "novels_share")  # fmt: skip
+"""Fields of `Size` that vocabulary and pre-trained encoder depend on."""
 
 
 def setting_of(dataset: Dataset, encoder: Path | None) -> Setting:
@@ -49,6 +57,7 @@ def study(
     seeds: tuple[int, ...],
     *,
     only_report: bool,
+    jobs: int = 1,
     here: bool = False,
 ) -> Part:
     """Trains and measures what is missing, run by run, and tells what there is.
@@ -56,6 +65,7 @@ def study(
     Args:
       names: arms; none: those of the size.
       only_report: trains nothing.
+      jobs: processes at a time, of one thread each if there are several.
       here: everything in this process, which saves the seconds that a process takes to start.
 
     Raises:
@@ -77,15 +87,11 @@ def study(
         write_setting_once(setting, fingerprint, out)
     if any(needs_pretraining(run, setting) for run in missing):
         prepare(setting, corpus, out, results, here=here)
-    for number, run in enumerate(missing, start=1):
-        say(f"{number} of {len(missing)}: {run.name}")
-        unsigned = out / "runs" / f"{run.name}.json"
-        if here:
-            write_json(asdict(carry_out(run, setting, corpus, out)), unsigned)
-        else:
-            arguments = [str(out), run.arm, str(run.seed), str(unsigned)]
-            run_in_process(run.name, WORKER, arguments, unsigned.with_suffix(".log"), worker_environment(out))
-        kept.sign(unsigned, made_with(setting, run.arm, fingerprint), paths[run.name])
+    wanted = [Job(run, made_with(setting, run.arm, fingerprint), str(paths[run.name].resolve())) for run in missing]
+    if here:
+        do(wanted, Runs(setting, corpus, out))
+    elif wanted:
+        in_processes(shared_out(wanted, jobs), out)
     found = [read_result(path) for path in paths.values() if path.is_file()]
     if not found:
         raise UserError(f"{results} has no result of these arms and seeds: leave --only-report out")
@@ -98,6 +104,44 @@ def study(
         runs=found,
         missing=[run.name for run in runs if not paths[run.name].is_file()],
     )
+
+
+def shared_out(wanted: Sequence[Job], processes: int) -> list[list[Job]]:
+    """The jobs of each process, in their order: whole arms, whose seeds share what is compiled, turn by turn; seeds
+    where there are fewer arms than processes."""
+    arms = list(dict.fromkeys(job.run.arm for job in wanted))
+    whole = len(arms) >= processes
+    turns = [arms.index(job.run.arm) if whole else number for number, job in enumerate(wanted)]
+    parts = [[job for turn, job in zip(turns, wanted) if turn % processes == part] for part in range(processes)]
+    return [part for part in parts if part]
+
+
+def in_processes(parts: Sequence[Sequence[Job]], out: Path) -> None:
+    """A process for each part, all at once. `UserError` if one fails; the others end what they have begun with."""
+    environment = worker_environment(out) | (single_thread() if len(parts) > 1 else {})
+    names = {Path(job.path).stem: Path(job.path) for part in parts for job in part}
+
+    def work(number: int) -> None:
+        jobs, log = (out / "runs" / f"{os.getpid()}-{number}.{kind}" for kind in ("jobs", "log"))
+        write_jobs(parts[number], jobs)
+        say(f"{len(parts[number])} runs, log in {log}")
+        run_in_process(f"process {number + 1}", WORKER, [str(out), str(jobs)], log, environment)
+
+    with ThreadPoolExecutor(len(parts)) as pool:
+        futures, waiting = [pool.submit(work, number) for number in range(len(parts))], set(names)
+        while waiting and not all(future.done() for future in futures):
+            wait(futures, timeout=1)
+            for name in sorted(name for name in waiting if names[name].is_file()):
+                waiting.remove(name)
+                say(f"{len(names) - len(waiting)} of {len(names)}: {name}")
+        for future in futures:
+            future.result()
+
+
+def single_thread() -> dict[str, str]:
+    """Of a process that shares the machine with others: with threads of its own it would take turns with them."""
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
+    return {"XLA_FLAGS": flags.strip(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def needs_pretraining(run: Run, setting: Setting) -> bool:
@@ -122,15 +166,21 @@ def prepare(setting: Setting, corpus: Corpus, out: Path, results: Path, *, here:
 
 def made_with(setting: Setting, arm: str, fingerprint: str) -> str:
     """A digest of everything that a run of an arm comes from, its seed apart."""
+    return made_of([asdict(setting.size), asdict(arm_named(arm)), *sources_of(setting, fingerprint)])
+
+
+def sources_of(setting: Setting, fingerprint: str) -> list[Any]:
+    """[data, folder of the encoder, novels]."""
     encoder = None if setting.encoder is None else Path(setting.encoder).name
     novels = [Path(path).name for path in training_novels()] if setting.novels and encoder is None else []
-    parts = [asdict(setting.size), asdict(arm_named(arm)), fingerprint, encoder, novels]
-    return kept.digest(parts)
+    return [fingerprint, encoder, novels]
 
 
 def write_setting_once(setting: Setting, fingerprint: str, out: Path) -> None:
-    """Raises `UserError` if the folder's vocabulary and encoder are of another setting."""
-    digest, kept = made_with(setting, "PARE", fingerprint), out / "setting.digest"
+    """Raises `UserError` if the folder's vocabulary and encoder are of another setting. Rates and epochs of what is
+    trained on them may be others."""
+    sizes = {name: value for name, value in asdict(setting.size).items() if name in ENCODER_SIZES}
+    digest, kept = made_of([sizes, *sources_of(setting, fingerprint)]), out / "setting.digest"
     if kept.is_file() and kept.read_text().strip() != digest:
         raise UserError(f"{out} has a vocabulary and an encoder of other data, sizes or novels: give another --out")
     write_setting(setting, out)

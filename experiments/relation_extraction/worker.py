@@ -1,9 +1,11 @@
-"""python -m experiments.relation_extraction.worker: the pre-training, or one run with its figures, as JSON."""
+"""python -m experiments.relation_extraction.worker: the pre-training, or runs with their figures, a JSON each."""
 
 import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from experiments.kept import read_fields
+from experiments.kept import read_fields, write_signed
 from experiments.relation_extraction import linear
 from experiments.relation_extraction.arms import Arm, Run, Size, arm_named
 from experiments.relation_extraction.bags import Bag, language_names, of_language, size_names
@@ -31,8 +33,9 @@ from experiments.relation_extraction.metrics import (
 from experiments.relation_extraction.neural import layout_of, network_of
 from experiments.relation_extraction.pretraining import pretrain, vocabulary
 from experiments.relation_extraction.reader import languages_of
-from experiments.relation_extraction.trainer import train
+from experiments.relation_extraction.trainer import Trained, Training
 from experiments.runs import say, write_json
+from zoo.data import Tokenizer
 from zoo.errors import run_command
 
 RECALLS = tuple(round(0.01 * step, 2) for step in range(1, 101))
@@ -72,36 +75,64 @@ class Result:
     parameters: int
     """That were trained."""
     seconds: float
-    """Of training."""
+    """Processor time of training, of compilation where it was the arm's first run in its process."""
 
 
-def carry_out(run: Run, setting: Setting, corpus: Corpus, out: Path) -> Result:
-    """Trains the run's model and measures it; out has vocabulary and pre-trained encoder."""
-    arm = arm_named(run.arm)
-    if arm.encoder == "linear":
-        return _linear(run, setting.size, corpus)
-    size = setting.size
-    languages = languages_of(one for bag in corpus.train for one in bag.instances)
-    if setting.encoder is not None:
-        tokenizer = check_folder(Path(setting.encoder), size).tokenizer
-    else:
-        tokenizer = vocabulary(corpus, size, out)
-    marks = marks_of(tokenizer, "the vocabulary")
-    encoder = _encoder(arm, setting, tokenizer, out, run.seed)
-    network = network_of(arm, encoder, corpus.relations, max(1, len(languages)), run.seed)
-    count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
-    layout = layout_of(arm)
+class Runs:
+    """Runs of one setting in one process: they share the corpus, its tokens and what is compiled for an arm."""
 
-    def read(bags: Sequence[Bag]) -> Bags:
-        return Bags(bags, corpus.relations, tokenizer, marks, size, languages)
+    def __init__(self, setting: Setting, corpus: Corpus, out: Path):
+        """out has vocabulary and pre-trained encoder, where the setting names no folder."""
+        self.setting, self.corpus, self.out = setting, corpus, out
+        self._bags: dict[str, Bags] = {}
+        self._training: dict[Arm, Training] = {}
 
-    say(f"{run.name}: {len(corpus.train):,} bags to train on")
-    trained = train(network, layout, read(corpus.train), read(corpus.val), corpus.relations, run.seed)
-    figures, curve = measured(lambda bags: trained.scored(read(bags)), corpus.test)
-    return Result(run, figures, curve, trained.epochs, trained.best, count, trained.seconds)
+    @cached_property
+    def tokenizer(self) -> Tokenizer:
+        """The folder's, or that of the corpus."""
+        if self.setting.encoder is not None:
+            return check_folder(Path(self.setting.encoder), self.setting.size).tokenizer
+        return vocabulary(self.corpus, self.setting.size, self.out)
+
+    @cached_property
+    def languages(self) -> list[str]:
+        """Of the training sentences."""
+        return languages_of(one for bag in self.corpus.train for one in bag.instances)
+
+    def read(self, bags: Sequence[Bag]) -> Bags:
+        """Bags as tokens."""
+        marks, size = marks_of(self.tokenizer, "the vocabulary"), self.setting.size
+        return Bags(bags, self.corpus.relations, self.tokenizer, marks, size, self.languages)
+
+    def part(self, name: str) -> Bags:
+        """Train or val, tokenised once."""
+        if name not in self._bags:
+            self._bags[name] = self.read(getattr(self.corpus, name))
+        return self._bags[name]
+
+    def train(self, run: Run) -> tuple[Trained, int]:
+        """The run's network after its best epoch, and how many parameters it has."""
+        arm, corpus = arm_named(run.arm), self.corpus
+        bags = self.part("train")
+        encoder = _encoder(arm, self.setting, self.tokenizer, self.out, run.seed)
+        shares = bags.labels.mean(0)
+        network = network_of(arm, encoder, corpus.relations, max(1, len(self.languages)), run.seed, shares)
+        count = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(network, nnx.Param)))
+        if arm not in self._training:
+            self._training[arm] = Training(layout_of(arm), bags, self.part("val"), corpus.relations)
+        say(f"{run.name}: {len(corpus.train):,} bags to train on")
+        return self._training[arm](network, run.seed), count
+
+    def carry_out(self, run: Run) -> Result:
+        """Trains the run's model and measures it."""
+        if arm_named(run.arm).encoder == "linear":
+            return _linear(run, self.setting.size, self.corpus)
+        trained, count = self.train(run)
+        figures, curve = measured(lambda bags: trained.scored(self.read(bags)), self.corpus.test)
+        return Result(run, figures, curve, trained.epochs, trained.best, count, trained.seconds)
 
 
-def _encoder(arm: Arm, setting: Setting, tokenizer, out: Path, seed: int):
+def _encoder(arm: Arm, setting: Setting, tokenizer: Tokenizer, out: Path, seed: int):
     if setting.encoder is not None:
         return from_folder(Path(setting.encoder), setting.size)
     if arm.encoder == "scratch" or not setting.size.mlm_steps:
@@ -110,10 +141,11 @@ def _encoder(arm: Arm, setting: Setting, tokenizer, out: Path, seed: int):
 
 
 def _linear(run: Run, size: Size, corpus: Corpus) -> Result:
+    began = time.process_time()
     options = (size.linear_penalties, size.linear_least, size.linear_steps)
     model = linear.train(corpus.train, corpus.relations, corpus.val, *options)
     figures, curve = measured(model.scored, corpus.test)
-    return Result(run, figures, curve, (), 0, model.weights.size, 0.0)
+    return Result(run, figures, curve, (), 0, model.weights.size, time.process_time() - began)
 
 
 def measured(
@@ -176,16 +208,44 @@ def write_setting(setting: Setting, out: Path) -> None:
     write_json(asdict(setting), out / "setting.json")
 
 
+@dataclass(frozen=True)
+class Job:
+    """A run that a worker is to do."""
+
+    run: Run
+    """Which one."""
+    made_with: str
+    """What its result is signed with."""
+    path: str
+    """Where that goes."""
+
+
+def write_jobs(jobs: Sequence[Job], path: Path) -> None:
+    """For `main`."""
+    write_json([asdict(job) for job in jobs], path)
+
+
+def read_jobs(path: Path) -> list[Job]:
+    """What `write_jobs` wrote."""
+    return [Job(**fields | {"run": Run(**fields["run"])}) for fields in json.loads(path.read_text())]
+
+
+def do(jobs: Sequence[Job], runs: Runs) -> None:
+    """Each job in turn; what another command has done in the meantime is not done again."""
+    for job in jobs:
+        if not Path(job.path).is_file():
+            write_signed(asdict(runs.carry_out(job.run)), job.made_with, Path(job.path))
+
+
 def main() -> None:
-    """Arguments: the study's folder and "pretrain"; or the folder, an arm, a seed and where the result goes."""
-    out, what, *rest = sys.argv[1:]
+    """Arguments: the study's folder and "pretrain"; or the folder and a file of jobs."""
+    out, what = sys.argv[1:]
     setting = read_setting(Path(out))
     corpus = read_dataset(setting.dataset)
     if what == "pretrain":
         pretrain(corpus, setting.size, Path(out), with_novels=setting.novels)
-        return
-    seed, path = rest
-    write_json(asdict(carry_out(Run(what, int(seed)), setting, corpus, Path(out))), Path(path))
+    else:
+        do(read_jobs(Path(what)), Runs(setting, corpus, Path(out)))
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from experiments.relation_extraction.bag_heads import (
     MultilingualHead,
     SentenceVector,
 )
-from experiments.relation_extraction.heads import PassageHead, binary_loss, relation_attention, softmax_loss
+from experiments.relation_extraction.heads import PassageHead, binary_loss, log_odds, relation_attention, softmax_loss
 from experiments.relation_extraction.pcnn import Pcnn, PcnnConfig
 
 B, T, D, R, S, L = 3, 7, 4, 5, 3, 2
@@ -96,6 +96,16 @@ def test_padding_changes_nothing_and_a_row_without_tokens_has_a_finite_gradient(
     close(call(other, VISIBLE), call(HIDDEN, VISIBLE))
     gradient = run(jax.grad(lambda hidden: head(hidden, np.zeros((B, T), bool)).sum()), HIDDEN)
     assert np.isfinite(gradient).all()
+
+
+def test_the_scorer_begins_at_the_odds_of_the_relations_shares() -> None:
+    shares = np.array([0.5, 0.1, 0.3, 0.0, 0.1])
+    bias = weights_of(PassageHead(R, D, shares=shares, rngs=nnx.Rngs(0)), "scorer_bias")[0]
+    close(bias, [np.log(0.2 / 0.8)])
+    bias = weights_of(PassageHead(R, D, na=0, shares=shares, rngs=nnx.Rngs(0)), "scorer_bias")[0]
+    close(bias, [np.log(0.125 / 0.875), 0])
+    close(weights_of(PassageHead(R, D, rngs=nnx.Rngs(0)), "scorer_bias")[0], [0])
+    assert np.isfinite(log_odds(np.zeros(2))).all() and np.isfinite(log_odds(np.ones(2))).all()
 
 
 def test_the_losses_are_sums_of_cross_entropies_over_the_weighted_bags() -> None:

@@ -3,13 +3,14 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from experiments.choosing import seeds_of
 from experiments.kept import MADE_WITH
-from experiments.relation_extraction import study
+from experiments.relation_extraction import study, tuning
 from experiments.relation_extraction.arms import (
     ARMS,
     DEFAULT_ARMS,
@@ -33,12 +34,16 @@ from experiments.relation_extraction.report import Part, Study, tables, write_re
 from experiments.relation_extraction.study_pictures import draw_mean_curves, draw_sizes
 from experiments.relation_extraction.worker import (
     RECALLS,
+    Job,
     Result,
+    do,
     figures_of,
     measured,
     precisions,
+    read_jobs,
     read_result,
     read_setting,
+    write_jobs,
     write_setting,
 )
 from experiments.runs import write_json
@@ -183,6 +188,77 @@ def test_a_worker_reads_the_setting_that_the_study_wrote(tmp_path: Path) -> None
     setting = study.Setting(Dataset("files", "r.json", ("a", "b"), ("c",), ("d",)), SIZES["gids"], "folder")
     write_setting(setting, tmp_path)
     assert read_setting(tmp_path) == setting
+
+
+def jobs_of(*runs: tuple[str, int], folder: Path = Path()) -> list[Job]:
+    return [Job(Run(arm, seed), "digest", str(folder / f"{arm}-{seed}.json")) for arm, seed in runs]
+
+
+def test_processes_share_out_whole_arms_or_seeds_if_there_are_too_few() -> None:
+    several = jobs_of((PARE, 0), ("attention", 0), ("average", 0), (PARE, 1), ("attention", 1), ("average", 1))
+    first, second = study.shared_out(several, 2)
+    assert [(job.run.arm, job.run.seed) for job in first] == [(PARE, 0), ("average", 0), (PARE, 1), ("average", 1)]
+    assert [(job.run.arm, job.run.seed) for job in second] == [("attention", 0), ("attention", 1)]
+    one = jobs_of((PARE, 0), (PARE, 1), (PARE, 2))
+    assert [[job.run.seed for job in part] for part in study.shared_out(one, 2)] == [[0, 2], [1]]
+    assert len(study.shared_out(one, 5)) == 3 and study.shared_out([], 2) == []
+
+
+def test_a_worker_writes_each_result_when_it_is_done_and_leaves_those_of_others_alone(tmp_path: Path) -> None:
+    class Fake:
+        def carry_out(self, run: Run) -> Result:
+            if run.seed == 2:
+                raise FloatingPointError
+            return result(run.arm, run.seed, 0.5)
+
+    jobs = jobs_of((PARE, 0), (PARE, 1), (PARE, 2), folder=tmp_path)
+    Path(jobs[0].path).write_text("another command's")
+    with pytest.raises(FloatingPointError):
+        do(jobs, Fake())
+    assert Path(jobs[0].path).read_text() == "another command's"
+    assert read_result(Path(jobs[1].path)) == result(PARE, 1, 0.5)
+    assert json.loads(Path(jobs[1].path).read_text())[MADE_WITH] == "digest"
+    write_jobs(jobs, tmp_path / "jobs")
+    assert read_jobs(tmp_path / "jobs") == jobs
+
+
+@pytest.mark.slow
+def test_processes_leave_results_where_the_study_reads_them_and_a_failure_names_the_log(tmp_path: Path) -> None:
+    setting = study.Setting(Dataset(MADE_UP), SIZES["quick"], novels=False)
+    part = study.study(setting, tmp_path, tmp_path / "results", (LINEAR,), (0,), only_report=False, jobs=2)
+    assert [one.run for one in part.runs] == [Run(LINEAR, 0)] and not part.missing
+    with pytest.raises(UserError, match="process 1 ended with exit code .*log"):
+        study.in_processes([[Job(Run("PAER", 0), "digest", str(tmp_path / "none.json"))]], tmp_path)
+
+
+def test_an_encoder_serves_other_rates_and_epochs_but_no_other_sizes(tmp_path: Path) -> None:
+    setting = study.Setting(Dataset(MADE_UP), SIZES["quick"], novels=False)
+    study.write_setting_once(setting, "data", tmp_path)
+    study.write_setting_once(replace(setting, size=replace(SIZES["quick"], epochs=9)), "data", tmp_path)
+    assert read_setting(tmp_path).size.epochs == 9
+    for size, data in ((replace(SIZES["quick"], mlm_steps=9), "data"), (SIZES["quick"], "other")):
+        with pytest.raises(UserError, match="encoder of other data, sizes"):
+            study.write_setting_once(replace(setting, size=size), data, tmp_path)
+
+
+def test_tuning_gives_all_arms_the_same_trials_and_no_test_bag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class Fake:
+        def __init__(self, setting, corpus, out):
+            self.size, self.corpus = setting.size, corpus
+
+        def train(self, run: Run):
+            seen.append((run.arm, self.size.learning_rate, self.size.head_rate, len(self.corpus.test)))
+            return SimpleNamespace(epochs=((1.0, self.size.learning_rate), (0.5, 0.1)), seconds=2.0), 7
+
+    monkeypatch.setattr(tuning, "Runs", Fake)
+    arms = ("PARE, scratch", "average, scratch")
+    settings = tuning.Tuning(MADE_UP, arms, (0.25, 0.5), (1.0, 5.0), (2,), out=tmp_path, results=tmp_path / "results")
+    found = tuning.tune(settings)
+    assert seen == [(arm, rate, head, 0) for arm in arms for rate in (0.25, 0.5) for head in (1.0, 5.0)]
+    assert [row[2] for row in tuning.rows_of(found)[1:]] == ["0.5", "0.5", "0.25", "0.25"] * 2
+    assert tuning.tune(settings) == found and len(seen) == 8  # all is there
 
 
 @pytest.mark.parametrize("text", ["1,1", "a", "1,,2", "-1"])

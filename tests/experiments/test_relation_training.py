@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 
@@ -17,13 +18,20 @@ from experiments.relation_extraction.made_up import RELATIONS, made_up
 from experiments.relation_extraction.metrics import area, curve_of
 from experiments.relation_extraction.neural import encoded, layout_of, network_of, pcnn_of
 from experiments.relation_extraction.passages import Marks, sentence_order
-from experiments.relation_extraction.trainer import train
+from experiments.relation_extraction.trainer import Training, with_head_rate
 from zoo.errors import UserError
 from zoo.models import BertConfig
 from zoo.models.bert import Bert
 
 SIZE = replace(
-    SIZES["quick"], embed_dim=16, hidden_dim=16, passage_tokens=40, sentence_tokens=20, most_sentences=3, batch_bags=16
+    SIZES["quick"],
+    embed_dim=16,
+    hidden_dim=16,
+    passage_tokens=40,
+    sentence_tokens=20,
+    most_sentences=3,
+    batch_bags=16,
+    length_step=20,
 )
 MARKS = Marks(cls=1, sep=2, pad=0, head=(3, 4), tail=(5, 6))
 VOCABULARY = 100
@@ -62,8 +70,8 @@ def some_batch(passages: bool, slots: int = 2) -> tuple[Batch, list[tuple[int, i
 
 def test_slots_and_lengths_are_rounded_up_to_few_and_never_beyond_what_fits() -> None:
     assert [slots_of(n, 5) for n in (1, 2, 3, 4, 5, 9)] == [1, 2, 4, 4, 5, 5]
-    assert [rounded(n, 40, 4) for n in (1, 10, 11, 39, 40)] == [10, 10, 20, 40, 40]
-    assert [rounded(n, 10, 4) for n in (9, 10)] == [9, 10]
+    assert [rounded(n, 40, 10) for n in (1, 10, 11, 39, 40)] == [10, 10, 20, 40, 40]
+    assert [rounded(n, 10, 3) for n in (9, 10)] == [9, 10]
     assert [sentence_limit(SIZE, slots) for slots in (1, 2, 3)] == [20, 20, 13]
 
 
@@ -150,6 +158,34 @@ def test_pcnn_begins_with_the_words_of_the_encoder() -> None:
     np.testing.assert_array_equal(pcnn_of(encoder, rngs=nnx.Rngs(1)).word[...], encoder.embedder.embedding[...])
 
 
+def test_the_head_learns_at_a_multiple_of_the_encoders_rate() -> None:
+    params = {"encoder": {"x": jnp.ones(2)}, "head": {"queries": jnp.ones(3)}, "vector": {"bias": jnp.ones(1)}}
+    plain = optax.with_extra_args_support(optax.sgd(0.5))
+    found, state = with_head_rate(plain, 4.0).update(params, plain.init(params), params)
+    wanted = {"encoder": {"x": -0.5}, "head": {"queries": -2.0}, "vector": {"bias": -2.0}}
+    for part, leaves in wanted.items():
+        for name, value in leaves.items():
+            np.testing.assert_allclose(found[part][name], value)
+    assert with_head_rate(plain, 1.0) is plain
+
+
+@pytest.mark.slow
+def test_another_seed_compiles_nothing_and_is_trained_as_if_it_were_the_first() -> None:
+    chosen = arm_named("average")
+    size = replace(SIZE, epochs=2)
+
+    def network(seed: int):
+        return network_of(chosen, bert(seed), RELATIONS, 2, seed)
+
+    train, val = bags("train", size), bags("val", size)
+    training, alone = (Training(layout_of(chosen), train, val, RELATIONS) for _ in range(2))
+    training(network(0), 0)
+    compiled = training._programs[1]._cache_size()
+    second = training(network(1), 1)
+    assert training._programs[1]._cache_size() == compiled
+    assert second.epochs == alone(network(1), 1).epochs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("arm", "least"), [("PARE", 0.6), ("average", 0.8)])
 def test_training_learns_the_made_up_relations_and_keeps_the_best_epoch(arm: str, least: float) -> None:
@@ -159,7 +195,7 @@ def test_training_learns_the_made_up_relations_and_keeps_the_best_epoch(arm: str
     before = np.asarray(network.encoder.head.kernel[...])
     size = replace(SIZE, epochs=40, learning_rate=3e-3)
     val = bags("val", size)
-    trained = train(network, layout_of(chosen), bags("train", size), val, RELATIONS, 0)
+    trained = Training(layout_of(chosen), bags("train", size), val, RELATIONS)(network, 0)
     losses, areas = zip(*trained.epochs)
     assert losses[-1] < 0.6 * losses[0]
     assert trained.best == int(np.argmax(areas)) + 1 and areas[trained.best - 1] > least
