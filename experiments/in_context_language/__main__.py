@@ -16,9 +16,10 @@ from experiments.choosing import command_line
 from experiments.in_context_language import findings, pictures, real_languages, report
 from experiments.in_context_language.baselines import shared_folder
 from experiments.in_context_language.spelling import make_tokenizer
-from experiments.in_context_language.stages import FULL, QUICK, Run, Workload
+from experiments.in_context_language.stages import Run, Workload
 from experiments.in_context_language.synthetic import english_texts
 from experiments.in_context_language.worker import Result, read_result
+from experiments.in_context_language.workloads import PLAIN, WORKLOADS
 from experiments.runs import run_in_process, say
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
@@ -33,8 +34,11 @@ class InContextLanguage:
 
     quick: bool = False
     """A minute: a tiny model, few steps, one seed; shows that it works and nothing else."""
+    without_glosses: bool = False
+    """For comparison: words and sentences are translated at once, not glossed first."""
     out: Path | None = None
-    """Folder of the results, one JSON for each run; default runs/in_context_language, with --quick .../quick."""
+    """Folder of the results, one JSON for each run; default runs/in_context_language, with --quick .../quick, with
+    --without-glosses .../without-glosses."""
     seeds: int | None = None
     """Runs; default 3, with --quick 1."""
     report: Path | None = None
@@ -71,9 +75,9 @@ def main() -> None:
 
 def study(settings: InContextLanguage) -> None:
     """The made-up languages: training, answers, report."""
-    size = "quick" if settings.quick else "full"
-    workload = QUICK if settings.quick else FULL
-    out = settings.out or Path("runs/in_context_language") / ("quick" if settings.quick else "")
+    size = ("quick" if settings.quick else "full") + (PLAIN if settings.without_glosses else "")
+    workload = WORKLOADS[size]
+    out = settings.out or Path("runs/in_context_language") / size.removeprefix("full").removeprefix("-")
     out = out.resolve()  # a stage that is resumed must find the documents under the same name
     prepare(out, workload)
     seeds, found = settings.seeds or workload.seeds, list[Result]()

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
+from experiments.in_context_language.documents import make_document, material_of
 from experiments.in_context_language.materials import Material, Pair, load_kalamang, load_lojban
 from experiments.in_context_language.prompts import DIRECTIONS, Direction
 from experiments.in_context_language.retrieval import CommonSubstringIndex, Index, NgramIndex
 from experiments.in_context_language.scores import Score, normalise, score
-from experiments.in_context_language.synthetic import SHOTS, make_document, material_of
+from experiments.in_context_language.synthetic import SHOTS
 from experiments.shared_folder import default_shared
 from experiments.speed.report import as_markdown
 from zoo.command_line import parse_command

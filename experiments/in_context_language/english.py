@@ -36,6 +36,10 @@ ENGLISH: dict[Part, tuple[str, ...]] = {
 """The words that a language has words for; all of them are regular."""
 
 
+LONGEST = 8
+"""Words of the word list in the longest sentence: three nouns with adjectives, a verb and a preposition."""
+
+
 @dataclass(frozen=True)
 class Phrase:
     """the (adjective) noun(s)"""
@@ -60,8 +64,10 @@ class Sentence:
     negated: bool = False
 
 
-def write(sentence: Sentence) -> str:
-    """The English wording, without capitals and full stop."""
+def write(sentence: Sentence | Phrase) -> str:
+    """The English wording, without capitals and full stop; of a noun phrase too."""
+    if isinstance(sentence, Phrase):
+        return _phrase(sentence)
     parts = [_phrase(sentence.subject), _verb(sentence)]
     if sentence.object:
         parts.append(_phrase(sentence.object))
@@ -109,6 +115,25 @@ def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[s
         generator.choice(TENSES),
         generator.random() < 0.25,
     )
+
+
+def draw_short(generator: random.Random, vocabulary: Mapping[Part, Sequence[str]], longest: int) -> Sentence | Phrase:
+    """A sentence or a noun phrase with 1 .. `longest` words of the word list, each number equally often; half of what
+    has two of them is a noun phrase. No sentence has more than LONGEST."""
+    assert 1 <= longest <= LONGEST, f"{longest} words, of at most {LONGEST}"
+    words = generator.randint(1, longest)
+    if words == 1 or (words == 2 and generator.random() < 0.5):
+        adjective = generator.choice(vocabulary["adjective"]) if words == 2 else None
+        return Phrase(generator.choice(vocabulary["noun"]), generator.random() < 0.5, adjective)
+    while count_words(sentence := draw_sentence(generator, vocabulary)) != words:
+        pass
+    return sentence
+
+
+def count_words(sentence: Sentence) -> int:
+    """That stand in a word list."""
+    phrases = [phrase for phrase in (sentence.subject, sentence.object, sentence.place) if phrase]
+    return 1 + sum(1 + (phrase.adjective is not None) for phrase in phrases) + (sentence.preposition is not None)
 
 
 def _phrase(phrase: Phrase) -> str:

@@ -7,22 +7,26 @@ from typing import Literal
 import numpy as np
 
 from experiments.in_context_language.answers import answer
-from experiments.in_context_language.facts import FactsConfig, draw_facts, facts_prompts
-from experiments.in_context_language.language import Vocabulary
-from experiments.in_context_language.lessons import lookup_document
+from experiments.in_context_language.documents import CONTEXTS, Document, Task, make_document, make_prompts
+from experiments.in_context_language.facts import draw_facts, facts_prompts
+from experiments.in_context_language.glosses import translation_in
+from experiments.in_context_language.lessons import lookup_document, order_document
 from experiments.in_context_language.prompts import DIRECTIONS, Direction, Prompt, encode_prompt
 from experiments.in_context_language.scores import Score, score
-from experiments.in_context_language.stages import Workload
-from experiments.in_context_language.synthetic import CONTEXTS, Document, make_document, make_prompts
+from experiments.in_context_language.stages import Stage, Workload
 from zoo.data import Tokenizer
 from zoo.inference.model import LanguageModel
 
 Book = Literal["right", "another language's"]
 FACTS = "facts"
 """Name of what is found in rows of facts."""
-MOST_ANSWER_TOKENS = 96
+ASKED, ASKED_FACTS = 2, 4
+"""Words or sentences of each language, and facts of each row, of the test at the end of a stage."""
+BOOK_IS_ENOUGH = "rules + word list"
+"""The context in which sentences are asked for at the end of a stage."""
+MOST_ANSWER_TOKENS = 224
 """The longest of 500 reference translations has 80."""
-ROWS = 16
+ROWS = 32
 """Prompts that are answered together."""
 SHOWN = 2
 """Answers of each setting that are kept."""
@@ -78,13 +82,14 @@ def _curve(workload: Workload) -> list[int]:
     return sorted({*workload.shots, workload.test_shots})
 
 
-def documents_of(setting: Setting, languages: int, questions: int) -> list[Document]:
+def documents_of(setting: Setting, workload: Workload) -> list[Document]:
     """The same questions in every context and number of shots, in both directions."""
+    sizes = (setting.shots, workload.test_questions)
 
     def make(seed: int) -> Document:
-        return make_document(seed, "test", setting.context, setting.direction, setting.shots, questions)
+        return make_document(seed, "test", setting.context, setting.direction, *sizes, task=workload.stages[-1].task)
 
-    documents = [make(seed) for seed in range(languages)]
+    documents = [make(seed) for seed in range(workload.test_languages)]
     if setting.book == "right":
         return documents
     return [with_book_of(document, make(seed + STRANGERS)) for seed, document in enumerate(documents)]
@@ -96,44 +101,52 @@ def with_book_of(document: Document, other: Document) -> Document:
     return replace(document, book=tuple(text.replace(name, own) for text in other.book), examples=other.examples)
 
 
-def measure(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, languages: int, questions: int) -> Measured:
-    """Greedy answers in one setting, scored."""
-    prompts = [p for document in documents_of(setting, languages, questions) for p in make_prompts(document)]
-    given = _ask(model, tokenizer, prompts)
+def measure(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, workload: Workload) -> Measured:
+    """Greedy answers in one setting, scored: translations alone, without what is glossed before them."""
+    prompts = [prompt for document in documents_of(setting, workload) for prompt in make_prompts(document)]
+    given = _answers(model, tokenizer, prompts)
     shown = zip(prompts[:SHOWN], given)
     return Measured(
         setting=setting,
-        score=score(given, [prompt.reference for prompt in prompts]),
+        score=score(_translations(given, workload.stages[-1].task), [prompt.reference for prompt in prompts]),
         tokens=float(np.mean([len(encode_prompt(prompt, tokenizer)) for prompt in prompts])),
         examples=tuple((prompt.source, prompt.reference, text) for prompt, text in shown),
     )
 
 
-def words_found(
-    model: LanguageModel, tokenizer: Tokenizer, size: Vocabulary, languages: int, words: int = 2
-) -> dict[Direction, float]:
-    """The part of words of unseen languages, each asked for after the list that has it, that is translated exactly."""
-    prompts: dict[Direction, list[Prompt]] = {
-        direction: [
-            prompt
-            for seed in range(languages)
-            for prompt in make_prompts(lookup_document(seed, "test", direction, words, size))
-        ]
-        for direction in DIRECTIONS
-    }
-    found = {}
-    for direction, asked in prompts.items():
-        given = _ask(model, tokenizer, asked)
-        found[direction] = float(np.mean([text == prompt.reference for text, prompt in zip(given, asked)]))
-    return found
+def find_unseen(model: LanguageModel, tokenizer: Tokenizer, stage: Stage, number: int) -> dict[str, float]:
+    """The part that is exact of what a stage is tested with, by direction, or of its facts: of `number` rows, or of
+    `number` unseen languages in each direction."""
+    if stage.tested == FACTS:
+        rows = (draw_facts(seed, "test", stage.facts, ASKED_FACTS) for seed in range(number))
+        return {FACTS: _exact(model, tokenizer, [prompt for row in rows for prompt in facts_prompts(row)], "translate")}
+    reached = {}
+    for direction in DIRECTIONS[:1] if stage.tested == "order" else DIRECTIONS:
+        documents = [_test_document(stage, seed, direction) for seed in range(number)]
+        prompts = [prompt for document in documents for prompt in make_prompts(document)]
+        reached[str(direction)] = _exact(model, tokenizer, prompts, documents[0].task)
+    return reached
 
 
-def facts_found(model: LanguageModel, tokenizer: Tokenizer, config: FactsConfig, rows: int, asked: int = 4) -> float:
-    """The part of facts of unseen rows that are told exactly when they come again."""
-    prompts = [p for seed in range(rows) for p in facts_prompts(draw_facts(seed, "test", config, asked))]
-    given = _ask(model, tokenizer, prompts)
-    return float(np.mean([text == prompt.reference for text, prompt in zip(given, prompts)]))
+def _test_document(stage: Stage, seed: int, direction: Direction) -> Document:
+    """An unseen language: its words after its word list, or sentences of the stage's length after its rules, whose
+    glosses are asked for, or after rules and words."""
+    if stage.tested == "words":
+        return lookup_document(seed, "test", direction, ASKED, stage.vocabulary, stage.task)
+    if stage.tested == "order":
+        return order_document(seed, "test", ASKED, stage.vocabulary, stage.longest)
+    sizes = (0, ASKED, stage.vocabulary)
+    return make_document(seed, "test", BOOK_IS_ENOUGH, direction, *sizes, longest=stage.longest, task=stage.task)
 
 
-def _ask(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[str]:
+def _exact(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt], task: Task) -> float:
+    given = _translations(_answers(model, tokenizer, prompts), task)
+    return float(np.mean([text == prompt.reference for text, prompt in zip(given, prompts, strict=True)]))
+
+
+def _translations(given: Sequence[str], task: Task) -> list[str]:
+    return [translation_in(text) if task == "gloss" else text for text in given]
+
+
+def _answers(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[str]:
     return answer(model, tokenizer, prompts, max_new_tokens=MOST_ANSWER_TOKENS, batch_size=ROWS)

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from experiments.aim import Aim
-from experiments.in_context_language.baselines import evaluate, material_of
+from experiments.in_context_language.baselines import evaluate
+from experiments.in_context_language.documents import material_of
 from experiments.in_context_language.evaluation import Setting, documents_of
 from experiments.in_context_language.prompts import DIRECTIONS, Direction
 from experiments.in_context_language.scores import Score
@@ -35,7 +36,7 @@ def baselines_of(workload: Workload) -> list[Baseline]:
     for direction in DIRECTIONS:
         for shots in sorted({*workload.shots, workload.test_shots}):
             setting = Setting("all", direction, shots)
-            documents = documents_of(setting, workload.test_languages, workload.test_questions)
+            documents = documents_of(setting, workload)
             scores = evaluate(*map(material_of, documents), direction=direction)
             found += [Baseline(name, direction, shots, reached) for name, reached in scores.items()]
     return found

@@ -9,9 +9,19 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 
-from experiments.in_context_language.english import ENGLISH, Part
+from experiments.in_context_language.english import ENGLISH, TENSES, Part
 from experiments.in_context_language.grammar import FORMS, Grammar, Split, draw_grammar
+from experiments.in_context_language.morphemes import (
+    Morpheme,
+    agree,
+    attach,
+    conjugate,
+    make_plural,
+    spell,
+    tense_sign,
+)
 from zoo.errors import UserError
 
 CONSONANTS, VOWELS = "ptkbdgmnslrvzhjwf", "aeiou"
@@ -129,44 +139,26 @@ def _ambiguous(language: Language) -> bool:
 
 def _forms(grammar: Grammar, part: Part, word: str) -> list[tuple[str, tuple]]:
     """All forms of a word with what they tell besides the word itself."""
+    stem = Morpheme(part, word)
     if part == "preposition":
         return [(word, ())]
     if part == "adjective":
-        agreeing = attach(word, grammar.adjective_agreement, grammar.adjective_agreement_form)
+        agreeing = spell(agree(stem, grammar))
         return [(word, ()), (agreeing, () if agreeing == word else ("plural",))]
     if part == "noun":
-        plural = double(word) if grammar.number == "doubling" else attach(word, grammar.number, grammar.number_form)
-        told = () if plural == word else ("plural",)
+        plural = make_plural(stem, grammar)
+        told = () if spell(plural) == word else ("plural",)
         cases = {"", grammar.subject_form, grammar.object_form}
         return [
-            (attach(form, grammar.case, case), (*meaning, case))
-            for form, meaning in ((word, ()), (plural, told))
+            (spell(attach(noun, grammar.case, Morpheme("case", case))), (*meaning, case))
+            for noun, meaning in (((stem,), ()), (plural, told))
             for case in cases
         ]
     forms = []
-    for tense in (grammar.past_form, grammar.present_form, grammar.future_form):
-        for agreement in ("", grammar.verb_agreement_form):
-            for negation in ("", grammar.negation_form):
-                form = conjugate(word, grammar, tense, agreement, negation)
-                told = tense if grammar.tense in ("prefix", "suffix") else ""
-                denied = negation if grammar.negation in ("prefix", "suffix") else ""
-                forms.append((form, (told, agreement, denied)))
+    for tense, plural_subject, negated in product(TENSES, (False, True), (False, True)):
+        told_tense = tense_sign(grammar, tense).form if grammar.tense in ("prefix", "suffix") else ""
+        agreement = grammar.verb_agreement_form if plural_subject else ""
+        denied = negated and grammar.negation in ("prefix", "suffix")
+        form = spell(conjugate(stem, grammar, tense, plural_subject, negated))
+        forms.append((form, (told_tense, agreement, denied)))
     return forms
-
-
-def attach(word: str, marking: str, form: str) -> str:
-    """The word with an affix; unchanged where the marking is none or a word of its own."""
-    return form + word if marking == "prefix" else word + form if marking == "suffix" else word
-
-
-def double(word: str) -> str:
-    """Said twice, as one word."""
-    return word + word
-
-
-def conjugate(verb: str, grammar: Grammar, tense: str, agreement: str, negation: str) -> str:
-    """The verb with its affixes: tense and agreement in the grammar's order, negation outside of both."""
-    affixes = [(grammar.tense, tense), (grammar.verb_agreement, agreement)]
-    for marking, form in affixes if grammar.tense_inside else reversed(affixes):
-        verb = attach(verb, marking, form)
-    return attach(verb, grammar.negation, negation)

@@ -1,12 +1,13 @@
 """The documents that a stage of the training reads, and the words of unseen languages that it is tested with.
 
-Besides whole documents (`synthetic.py`) there are rows of facts (`facts.py`) and two kinds about words alone. These
+Besides whole documents (`documents.py`) there are rows of facts (`facts.py`), rules with glosses to be put in order,
+and two kinds about words alone. These
 begin with a word list; then words of it are asked for, some of them twice (without that the last one could be told from
 those before):
 
     recall:  * dog = puma       lines of the list again, or the other way round: * puma = dog
-    lookup:  English: dog       as a sentence is asked for
-             Poba: puma
+    lookup:  English: dog       as a sentence is asked for, or without its gloss
+             Gloss: dog = puma Answer: puma
 """
 
 import json
@@ -17,35 +18,57 @@ from pathlib import Path
 from typing import Any
 
 from experiments.in_context_language.book import word_list_text, write_book
+from experiments.in_context_language.documents import (
+    CONTEXTS,
+    Document,
+    Task,
+    make_document,
+    make_query,
+    training_record,
+)
 from experiments.in_context_language.facts import Facts, asked_again, draw_facts, facts_record
 from experiments.in_context_language.grammar import Split
 from experiments.in_context_language.language import Vocabulary, make_language
+from experiments.in_context_language.morphemes import Morpheme
 from experiments.in_context_language.prompts import DIRECTIONS, Count, Direction
 from experiments.in_context_language.stages import Stage
-from experiments.in_context_language.synthetic import CONTEXTS, Document, make_document, training_record
 from zoo.data import Tokenizer
 
-KINDS = ("facts", "recall", "lookup", *CONTEXTS)
+KINDS = ("facts", "recall", "lookup", "order", *CONTEXTS)
 
 
 def lookup_document(
-    seed: int, split: Split, direction: Direction, words: int, size: Vocabulary = Vocabulary()
+    seed: int,
+    split: Split,
+    direction: Direction,
+    words: int,
+    size: Vocabulary = Vocabulary(),
+    task: Task = "gloss",
 ) -> Document:
     """A word list, and single words to be translated, drawn with replacement."""
     language = make_language(seed, split, size)
     generator = random.Random(f"lookup {split} {seed}")
-    pairs = [(english, word) for english, _, word in generator.choices(language.words, k=words)]
-    asked = tuple(pair if direction == "from English" else pair[::-1] for pair in pairs)
-    return Document(language, direction, "word list", (word_list_text(write_book(language, seed)),), (), asked)
+    drawn = generator.choices(language.words, k=words)
+    asked = tuple(make_query(english, [(Morpheme(english, word),)], direction, task) for english, _, word in drawn)
+    return Document(language, direction, "word list", (word_list_text(write_book(language, seed)),), (), asked, task)
+
+
+def order_document(seed: int, split: Split, number: int, size: Vocabulary, longest: int | None) -> Document:
+    """The rules, and sentences whose glosses are to be put into the order of the language."""
+    sizes = (0, number, size)
+    return make_document(seed, split, "rules", "from English", *sizes, longest=longest, task="order")
 
 
 def recall_record(document: Document) -> dict[str, Any]:
     """A line of interleaved JSONL: the document of `lookup_document` with words asked for as the list has them. Loss is
-    on the translation and on the letters of a made-up word after the first, which can be looked up as well."""
+    on the translation, and on what follows the first letter of a made-up word: its letters can be looked up as well,
+    and where it ends, which a gloss must find within a longer word."""
     parts = [(text, False) for text in document.book]
-    for source, translation in document.queries:
-        letters = 1 if document.direction == "into English" else len(source)
-        parts += [*asked_again(source[:letters], source[letters:]), (" =", False), (f" {translation}\n", True)]
+    into = document.direction == "into English"
+    for query in document.queries:
+        letters = 1 if into else len(query.source)
+        parts += [*asked_again(query.source[:letters], query.source[letters:]), (" =", into)]
+        parts.append((f" {query.translation}\n", True))
     return {"content": [{"text": text, "loss": loss} for text, loss in parts], "kind": f"{document.direction}: recall"}
 
 
@@ -59,12 +82,15 @@ def lesson(stage: Stage, seed: int, count: Count) -> tuple[dict[str, Any], int]:
         raise ValueError(f"stage {stage.name!r}: no kind of document is called {kind!r}")
     if kind == "facts":
         return _facts_lesson(stage, seed, count)
-    if kind in CONTEXTS:
-        document = make_document(seed, "train", kind, direction, shots, stage.questions, stage.vocabulary)
+    if kind == "order":
+        document = order_document(seed, "train", stage.orders_asked, stage.vocabulary, stage.longest)
+    elif kind in CONTEXTS:
+        sizes = (shots, stage.questions, stage.vocabulary)
+        document = make_document(seed, "train", kind, direction, *sizes, longest=stage.longest, task=stage.task)
     else:
-        document = lookup_document(seed, "train", direction, stage.words_asked, stage.vocabulary)
+        document = lookup_document(seed, "train", direction, stage.words_asked, stage.vocabulary, stage.task)
     while True:
-        record = recall_record(document) if kind == "recall" else training_record(document)
+        record = recall_record(document) if kind == "recall" else training_record(document, not stage.glosses)
         tokens = _predictions(record, count)
         if tokens <= stage.sequence_length:
             return record, tokens

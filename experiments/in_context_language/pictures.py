@@ -62,7 +62,7 @@ def draw_shots(results: Results, path: Path) -> None:
 
 
 def draw_training(results: Results, path: Path) -> None:
-    """Loss of what counts, stage after stage, and words found at the end of each; a line for each run."""
+    """Loss of what counts, stage after stage, and what of its test is exact at the end of each; a line for each run."""
     pyplot = _pyplot()
     figure, panels = pyplot.subplots(1, 2, figsize=(12, 3.8))
     order = [stage.name for stage in results.workload.stages]
@@ -75,16 +75,16 @@ def draw_training(results: Results, path: Path) -> None:
             panels[0].plot(np.array(x) + begin, y, color=f"C{run.run.seed}", lw=0.9)
             begin += x[-1]
         for what, style in zip((FACTS, *DIRECTIONS), (":^", "-o", "--s"), strict=True):
-            stages = [stage for stage in run.stages if what in stage.words]
+            stages = [stage for stage in run.stages if what in stage.found]
             x = [places[stage.stage, stage.attempt] for stage in stages]
-            found = [100 * stage.words[what] for stage in stages]
+            found = [100 * stage.found[what] for stage in stages]
             label = what if run is results.runs[0] else None
             panels[1].plot(x, found, style, color=f"C{run.run.seed}", ms=4, lw=0.9, label=label)
     panels[0].set_xlabel("step, all stages")
     panels[0].set_ylabel("nats per token that counts")
     names = [f"{stage}\nattempt {attempt}" for stage, attempt in places]
     panels[1].set_xticks(range(len(names)), names, fontsize=7)
-    panels[1].set_ylabel("unseen words or facts found, %")
+    panels[1].set_ylabel("exact, of unseen facts, words, sentences, %")
     panels[1].set_ylim(0, 100)
     panels[1].legend(fontsize=7)
     _save(figure, path)

@@ -110,7 +110,8 @@ def _curve_rows(results: Results) -> Rows:
 
 def _stage_rows(results: Results) -> Rows:
     rows = [["seed", "stage", "attempt", "languages", "million tokens", "minutes", "loss",
-             "facts found", *(f"words found, {direction}" for direction in DIRECTIONS)]]  # fmt: skip
+             "tested with", *(f"exact, {of}" for of in (FACTS, *DIRECTIONS))]]  # fmt: skip
+    tested = {stage.name: stage.tested for stage in results.workload.stages}
     for run in results.runs:
         for stage in run.stages:
             rows.append(
@@ -122,7 +123,8 @@ def _stage_rows(results: Results) -> Rows:
                     f"{stage.tokens / 1e6:.2f}",
                     f"{stage.seconds / 60:.1f}",
                     f"{stage.training[-1][1]:.3f}",
-                    *(f"{100 * stage.words[of]:.0f} %" if of in stage.words else "-" for of in (FACTS, *DIRECTIONS)),
+                    tested[stage.stage],
+                    *(f"{100 * stage.found[of]:.0f} %" if of in stage.found else "-" for of in (FACTS, *DIRECTIONS)),
                 ]
             )
     return rows
@@ -138,12 +140,13 @@ def write_report(results: Results, pictures: list[str]) -> str:
     w, done = results.workload, complete(results.runs)
     short = [aim for aim in aims(results.runs, results.baselines) if not aim.reached]
     parameters = results.runs[0].parameters / 1e6
+    glossed = "after a gloss of its own" if w.stages[-1].glosses else "at once, without a gloss"
     parts = [
         f"# Learning a language from its grammar book, in context, {results.date}",
         f"`{results.command}`; the protocol is in [experiments/in_context_language]"
         "(../../experiments/in_context_language/README.md). A model of "
         f"{parameters:.2f}M parameters, trained on made-up languages alone, translates {w.test_questions} sentences of "
-        f"each of {w.test_languages} languages that it has never seen, in both directions. {len(done)} of "
+        f"each of {w.test_languages} languages that it has never seen, in both directions, {glossed}. {len(done)} of "
         f"{len(results.runs)} runs went to the end; means over these with Student's 95 % interval. Intervals of "
         "baselines are over sentences.",
         *(f"Seed {run.run.seed} was ended: {run.ended}." for run in results.runs if run.ended),

@@ -5,12 +5,33 @@ from itertools import product
 from typing import cast
 
 from experiments.in_context_language.english import TENSES, Part, Phrase, Sentence
-from experiments.in_context_language.language import Language, attach, conjugate, double
+from experiments.in_context_language.language import Language
+from experiments.in_context_language.morphemes import (
+    NOT,
+    OBJECT,
+    PLURAL,
+    SUBJECT,
+    Morpheme,
+    Word,
+    agree,
+    attach,
+    conjugate,
+    make_plural,
+    spell,
+    tense_sign,
+)
 
 
-def speak(sentence: Sentence, language: Language) -> str:
-    """The sentence in the language, by its grammar."""
-    return " ".join(_lay_out(sentence, language, language.word_of))
+def speak(said: Sentence | Phrase, language: Language) -> str:
+    """The sentence, or the noun phrase, in the language, by its grammar."""
+    return " ".join(map(spell, parse(said, language)))
+
+
+def parse(said: Sentence | Phrase, language: Language) -> list[Word]:
+    """The words that `speak` writes, with the gloss of every morpheme."""
+    if isinstance(said, Phrase):
+        return _noun_phrase(said, language, language.word_of)
+    return _lay_out(said, language, language.word_of)
 
 
 def understand(text: str, language: Language) -> list[Sentence]:
@@ -19,7 +40,7 @@ def understand(text: str, language: Language) -> list[Sentence]:
     Every possible build of a sentence is laid out with gaps for the words; a build fits if each gap can be filled."""
     words, found = text.split(), []
     for build in _builds():
-        shape = _lay_out(build, language, {gap: gap for gap in _GAPS})
+        shape = list(map(spell, _lay_out(build, language, {gap: gap for gap in _GAPS})))
         if len(shape) == len(words):
             found += [
                 sentence for sentence in _fill(build, shape, words, language) if speak(sentence, language) == text
@@ -27,49 +48,57 @@ def understand(text: str, language: Language) -> list[Sentence]:
     return list(dict.fromkeys(found))
 
 
-def _lay_out(sentence: Sentence, language: Language, word_of: dict[str, str]) -> list[str]:
+def _lay_out(sentence: Sentence, language: Language, word_of: dict[str, str]) -> list[Word]:
     grammar = language.grammar
+    subject, found = Morpheme(SUBJECT, grammar.subject_form), Morpheme(OBJECT, grammar.object_form)
     units = {
-        "S": _noun_phrase(sentence.subject, language, word_of, grammar.subject_form),
+        "S": _noun_phrase(sentence.subject, language, word_of, subject),
         "V": _verb(sentence, language, word_of),
-        "O": _noun_phrase(sentence.object, language, word_of, grammar.object_form) if sentence.object else [],
+        "O": _noun_phrase(sentence.object, language, word_of, found) if sentence.object else [],
     }
     words = [word for unit in grammar.order for word in units[unit]]
     if sentence.place:
-        place, adposition = _noun_phrase(sentence.place, language, word_of, ""), [word_of[str(sentence.preposition)]]
-        place = adposition + place if grammar.adposition == "before" else place + adposition
+        place = _noun_phrase(sentence.place, language, word_of)
+        adposition: Word = (_stem(str(sentence.preposition), word_of),)
+        place = [adposition, *place] if grammar.adposition == "before" else [*place, adposition]
         words = place + words if grammar.place == "first" else words + place
-    return words + [grammar.negation_form] * (sentence.negated and grammar.negation == "last word")
+    negation: Word = (Morpheme(NOT, grammar.negation_form),)
+    return words + [negation] * (sentence.negated and grammar.negation == "last word")
 
 
-def _noun_phrase(phrase: Phrase, language: Language, word_of: dict[str, str], case: str) -> list[str]:
-    grammar, noun = language.grammar, word_of[phrase.noun]
-    beside: list[str] = []
-    if phrase.plural and grammar.number == "doubling":
-        noun = double(noun)
-    elif phrase.plural:
-        noun = attach(noun, grammar.number, grammar.number_form)
-        beside = [grammar.number_form] * grammar.number.startswith("word")
-    noun = attach(noun, grammar.case, case)
-    words = [*beside, noun] if grammar.number == "word before" else [noun, *beside]
+def _stem(english: str, word_of: dict[str, str]) -> Morpheme:
+    return Morpheme(english, word_of[english])
+
+
+def _noun_phrase(
+    phrase: Phrase, language: Language, word_of: dict[str, str], case: Morpheme | None = None
+) -> list[Word]:
+    grammar, stem = language.grammar, _stem(phrase.noun, word_of)
+    noun: Word = make_plural(stem, grammar) if phrase.plural else (stem,)
+    words = [attach(noun, grammar.case, case) if case else noun]
+    if phrase.plural:
+        words = _beside(words, grammar.number, Morpheme(PLURAL, grammar.number_form))
     if phrase.adjective is None:
         return words
-    adjective = word_of[phrase.adjective]
-    if phrase.plural:
-        adjective = attach(adjective, grammar.adjective_agreement, grammar.adjective_agreement_form)
+    told = _stem(phrase.adjective, word_of)
+    adjective: Word = agree(told, grammar) if phrase.plural else (told,)
     return [adjective, *words] if grammar.adjective == "before" else [*words, adjective]
 
 
-def _verb(sentence: Sentence, language: Language, word_of: dict[str, str]) -> list[str]:
-    grammar = language.grammar
-    tense = {"past": grammar.past_form, "present": grammar.present_form, "future": grammar.future_form}[sentence.tense]
-    agreement = grammar.verb_agreement_form if sentence.subject.plural else ""
-    negation = grammar.negation_form if sentence.negated else ""
-    words = [conjugate(word_of[sentence.verb], grammar, tense, agreement, negation)]
-    for marking, form in ((grammar.tense, tense), (grammar.negation, negation)):
-        if form and marking.startswith("word"):
-            words = [form, *words] if marking == "word before" else [*words, form]
+def _verb(sentence: Sentence, language: Language, word_of: dict[str, str]) -> list[Word]:
+    grammar, stem = language.grammar, _stem(sentence.verb, word_of)
+    words = [conjugate(stem, grammar, sentence.tense, sentence.subject.plural, sentence.negated)]
+    words = _beside(words, grammar.tense, tense_sign(grammar, sentence.tense))
+    if sentence.negated:
+        words = _beside(words, grammar.negation, Morpheme(NOT, grammar.negation_form))
     return words
+
+
+def _beside(words: list[Word], marking: str, sign: Morpheme) -> list[Word]:
+    """The words with one of grammar before or after them, where the sign is a word of its own."""
+    if not sign.form:
+        return words
+    return [(sign,), *words] if marking == "word before" else [*words, (sign,)] if marking == "word after" else words
 
 
 _GAPS: dict[str, Part] = {

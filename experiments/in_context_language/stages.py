@@ -2,17 +2,20 @@
 weights of the one before.
 
 Looking a word up is the hard part, and a small model that is given whole books, or word lists, from the start does not
-begin to do it. So the first stages are rows of facts (`facts.py`), then word lists and nothing else, short ones first;
-the window of local layers grows with them. A stage with a gate is done again, with other
-languages, until unseen words are found; if in the end they are in neither direction, the run ends there.
+begin to do it. So the first stages are rows of facts (`facts.py`), then word lists and nothing else, short ones first,
+then rules, with glosses to be put in the order that they tell, then sentences, short ones first, after rules and word
+list, which are all that one needs, and only then all contexts; the window of local layers grows with them. What is
+asked is glossed first (`glosses.py`). A stage with a gate is done again, with other languages, until enough of what is
+unseen is exact; if in the end it is in neither direction, the run ends there.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
+from experiments.in_context_language.documents import CONTEXTS, Task
 from experiments.in_context_language.facts import FactsConfig
 from experiments.in_context_language.language import Vocabulary
-from experiments.in_context_language.synthetic import CONTEXTS, SHOTS
 from zoo.data import DataConfig
 from zoo.models import GeminiConfig
 from zoo.recipes import Recipe
@@ -35,29 +38,40 @@ class Stage:
     steps: int
     """Of one attempt."""
     window: int = 128
-    """W of local layers; a question with its answer has room in that of the last stages."""
+    """W of local layers; all but one in a hundred of the questions have room with their answers in that of the stages
+    with sentences."""
     facts: FactsConfig = FactsConfig()
     """What rows of facts hold."""
     vocabulary: Vocabulary = Vocabulary()
     """Words of a language."""
     questions: int = 4
     """Sentences to be translated, of a document."""
+    longest: int | None = None
+    """Most words of the word list in a sentence that is asked for (`draw_short`); None: sentences as in the test."""
+    glosses: bool = True
+    """Whether words and sentences are glossed before they are translated. Then the example sentences of a document do
+    not count: they are plain pairs, and what is taught is to answer by way of a gloss."""
+    orders_asked: int = 16
+    """Sentences whose glosses are to be put in order, of a document that asks for nothing else."""
     words_asked: int = 12
     """Words to be translated, of a document about words alone, or facts that come again."""
     most_shots: int = 32
     """Most example sentences of a document; their number is drawn evenly on a log scale."""
     learning_rate: float = 1e-3
     """Peak."""
+    tested: Literal["facts", "words", "order", "sentences"] = "sentences"
+    """What is asked for in the end: facts of unseen rows, or, of unseen languages, words after their list, or, of
+    sentences as long as the stage's, glosses in order after the rules, or translations after rules and word list."""
     gate: float = 0.0
-    """Part of unseen words that should be translated exactly at the end; in a stage of facts alone, of facts."""
+    """Part of these that should be exact."""
     attempts: int = 1
     """How often the stage is done, each time from where it ended before, until the mean of both directions is `gate`.
     The run goes on after the last attempt if one of the directions is."""
 
     @property
-    def is_facts(self) -> bool:
-        """Whether there is nothing but facts to learn."""
-        return set(self.kinds) == {"facts"}
+    def task(self) -> Task:
+        """What is done with words and sentences."""
+        return "gloss" if self.glosses else "translate"
 
 
 @dataclass(frozen=True)
@@ -76,116 +90,26 @@ class Workload:
     """Heads of 32 dimensions, of queries and of keys."""
     hidden_dim: int = 448
     """Feed-forward width."""
-    vocab_size: int = 640
-    """Rows of the embedding; the tokenizer has 632."""
+    vocab_size: int = 648
+    """Rows of the embedding; the tokenizer has 635, and 6 more stand for media."""
     warmup_steps: int = 60
     """Of every stage."""
     seeds: int = 3
     """Runs."""
-    word_languages: int = 40
-    """Unseen languages of the test of words after every stage."""
-    test_languages: int = 25
+    gate_languages: int = 40
+    """Unseen languages, or rows of facts, of the test after every stage."""
+    test_languages: int = 40
     """Unseen languages that are translated in the end."""
-    test_questions: int = 2
+    test_questions: int = 1
     """Sentences of each of them, in each direction."""
-    test_shots: int = 32
+    test_shots: int = 16
     """Example sentences in every context but "sentences"."""
     contexts: tuple[str, ...] = tuple(CONTEXTS)
     """Of the ablation."""
-    shots: tuple[int, ...] = SHOTS
-    """Of the many-shot curve."""
-    wrong_books: tuple[str, ...] = ("rules + word list", "all")
+    shots: tuple[int, ...] = (1, 4, 16, 64, 256)
+    """Of the many-shot curve: every other one of `synthetic.SHOTS`, for time."""
+    wrong_books: tuple[str, ...] = ("all",)
     """Contexts that are also tried with the book of another language."""
-
-
-SEVEN_WORDS = Vocabulary(nouns=3, transitive_verbs=1, intransitive_verbs=1, adjectives=1, prepositions=1)
-FACTS = Stage("facts", ("facts",), 96, 8, 1800, window=8, learning_rate=1.5e-3, words_asked=8, gate=0.95, attempts=3)
-SPELLED = replace(
-    FACTS,
-    name="spelled facts",
-    sequence_length=128,
-    steps=600,
-    window=16,
-    facts=FactsConfig(words=(1, 3), letters=(2, 5)),
-)
-FULL = Workload(
-    stages=(
-        FACTS,
-        SPELLED,
-        Stage(
-            "few words",
-            kinds=("recall", "recall", "lookup"),
-            sequence_length=192,
-            batch_size=6,
-            steps=800,
-            window=32,
-            learning_rate=1.5e-3,
-            vocabulary=SEVEN_WORDS,
-            words_asked=10,
-            gate=0.9,
-            attempts=3,
-        ),
-        Stage(
-            "words",
-            kinds=("recall", "lookup", "lookup"),
-            sequence_length=640,
-            batch_size=4,
-            steps=500,
-            words_asked=16,
-            gate=0.8,
-            attempts=3,
-        ),
-        Stage(
-            "short documents",
-            kinds=("lookup", "rules + word list", "rules + word list", "word list + sentences", "sentences"),
-            sequence_length=1024,
-            batch_size=4,
-            steps=1400,
-            questions=8,
-            most_shots=6,
-        ),
-        Stage(
-            "all contexts",
-            # One document in ten asks for words, so that this is not lost.
-            kinds=("lookup", *CONTEXTS),
-            sequence_length=3072,
-            batch_size=1,
-            steps=1500,
-            questions=8,
-        ),
-    )
-)
-QUICK = Workload(
-    stages=(
-        Stage("facts", ("facts",), 96, 4, 4, window=8, words_asked=4),
-        Stage("words", ("recall", "lookup"), 512, 2, 6, vocabulary=SEVEN_WORDS, words_asked=4),
-        Stage(
-            "all contexts",
-            ("lookup", "rules + word list", "sentences"),
-            512,
-            2,
-            6,
-            vocabulary=SEVEN_WORDS,
-            questions=1,
-            words_asked=4,
-            most_shots=2,
-        ),  # fmt: skip
-    ),
-    embed_dim=32,
-    layer_types=("local", "global"),
-    num_heads=1,
-    hidden_dim=64,
-    warmup_steps=2,
-    seeds=1,
-    word_languages=1,
-    test_languages=1,
-    test_questions=1,
-    test_shots=4,
-    contexts=("none", "sentences", "rules + word list"),
-    shots=(1, 4),
-    wrong_books=("rules + word list",),
-)
-WORKLOADS = {"full": FULL, "quick": QUICK}
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,9 @@
-"""Documents and prompts of made-up languages: `python -m experiments.in_context_language.synthetic FOLDER`.
-
-A document is a book, or parts of it, example sentences, and sentences to be translated:
-
-    A grammar of Poba ...   Words of Poba ...   Sentences: English: ... Poba: ...   Translate: English: ... Poba: ...
+"""Documents and prompts of made-up languages as files: `python -m experiments.in_context_language.synthetic FOLDER`.
 
 tokenizer/ has English words whole and spells the made-up ones letter by letter (`spelling.py`). train.jsonl holds
-documents for `zoo.train` (data.format=interleaved data.packing=first_fit): each with another language and other parts,
-so that no part can be relied on, and with loss on translations only. test.jsonl holds the prompts of unseen languages,
-a line for each.
+documents (`documents.py`) for `zoo.train` (data.format=interleaved data.packing=first_fit): each with another language
+and other parts, so that no part can be relied on, and with loss on answers only. test.jsonl holds the prompts of unseen
+languages, a line for each.
 """
 
 import json
@@ -22,126 +18,19 @@ from typing import Any
 
 import tyro
 
-from experiments.in_context_language.book import grammar_text, word_list_text, write_book
+from experiments.in_context_language import glosses
+from experiments.in_context_language.documents import CONTEXTS, HEAD, make_document, make_prompts, training_record
 from experiments.in_context_language.english import ENGLISH, draw_sentence, write
-from experiments.in_context_language.grammar import Split
-from experiments.in_context_language.language import Language, Vocabulary, make_language
-from experiments.in_context_language.materials import Entry, Material, Pair
-from experiments.in_context_language.prompts import DIRECTIONS, Count, Direction, Prompt, Section, cut_sections
+from experiments.in_context_language.language import Vocabulary
+from experiments.in_context_language.morphemes import GRAMMATICAL
+from experiments.in_context_language.prompts import DIRECTIONS
 from experiments.in_context_language.rules import RULES
-from experiments.in_context_language.speech import speak
 from experiments.in_context_language.spelling import make_tokenizer
 from zoo.command_line import parse_command
-from zoo.errors import UserError, nearest_name, run_command
-
-CONTEXTS: dict[str, tuple[str, ...]] = {
-    "none": (),
-    "rules": ("rules",),
-    "grammar": ("grammar",),
-    "word list": ("words",),
-    "sentences": ("sentences",),
-    "rules + word list": ("rules", "words"),
-    "word list + sentences": ("words", "sentences"),
-    "grammar + word list": ("grammar", "words"),
-    "all": ("grammar", "words", "sentences"),
-}
-"""What is told. `rules` is the grammar without its worked examples; rules and word list are all that one needs."""
+from zoo.errors import run_command
 
 SHOTS = tuple(2**power for power in range(9))
 """Sentences of the many-shot curve, which is that of the context "sentences"."""
-
-
-@dataclass(frozen=True)
-class Document:
-    """A language, what is told of it, and sentences to be translated that are in nothing that is told."""
-
-    language: Language
-    direction: Direction
-    context: str
-    """One of CONTEXTS."""
-    book: tuple[str, ...]
-    """Its parts: the grammar, the word list, or nothing."""
-    examples: tuple[tuple[str, str], ...]
-    """(source, translation)"""
-    queries: tuple[tuple[str, str], ...]
-    """(source, translation)"""
-
-
-def make_document(
-    seed: int,
-    split: Split,
-    context: str,
-    direction: Direction,
-    shots: int = 32,
-    queries: int = 4,
-    size: Vocabulary = Vocabulary(),
-) -> Document:
-    """The document of the language `seed`. Its queries and its book are the same in every context and direction, and of
-    two numbers of shots the greater has the sentences of the smaller."""
-    if context not in CONTEXTS:
-        raise UserError(f"unknown context {context!r}; {nearest_name(context, CONTEXTS)}")
-    language, parts = make_language(seed, split, size), CONTEXTS[context]
-    book = write_book(language, seed)
-    taken = {english for english, _ in book.examples}
-    generator = random.Random(f"sentences {split} {seed}")
-    asked = _draw_pairs(generator, language, queries, taken)
-    told = _draw_pairs(generator, language, shots if "sentences" in parts else 0, taken)
-    texts = {"rules": grammar_text(book, False), "grammar": grammar_text(book), "words": word_list_text(book)}
-    return Document(
-        language,
-        direction,
-        context,
-        tuple(text for part, text in texts.items() if part in parts),
-        tuple(pair if direction == "from English" else pair[::-1] for pair in told),
-        tuple(pair if direction == "from English" else pair[::-1] for pair in asked),
-    )
-
-
-def material_of(document: Document) -> Material:
-    """The word list and the sentences as the baselines without a model read them."""
-    into = document.direction == "into English"
-    examples, queries = (
-        tuple(Pair(*(pair if into else pair[::-1])) for pair in pairs)
-        for pairs in (document.examples, document.queries)
-    )
-    entries = tuple(Entry(word, english) for english, _, word in document.language.words)
-    name = document.language.name
-    return Material(name, f"A grammar of {name}", entries, examples, (), (), {document.direction: queries})
-
-
-def make_prompts(document: Document, budget: int | None = None, count: Count | None = None) -> list[Prompt]:
-    """A prompt for each query, the same tokens as in a training document up to the answer.
-
-    With a `budget` of tokens there are as many example sentences as fit into it; the book is never cut, so that it
-    stays enough: `UserError` if it alone is too long."""
-    prompts = []
-    for source, translation in document.queries:
-        question = _ask(source, document)
-        sections = [Section(text, ()) for text in document.book]
-        if document.examples:
-            examples = tuple(_ask(pair[0], document) + _answer(pair[1]) for pair in document.examples)
-            sections.append(Section(_sentences_head(document), examples))
-        sections += [Section(HEAD, ()), Section(question, ())]
-        if budget is not None and count is not None:
-            sections = list(cut_sections(sections, budget, count))
-        pieces = tuple(piece for section in sections[:-1] for piece in section.pieces)
-        prompts.append(Prompt(document.context, pieces, question, source, translation))
-    return prompts
-
-
-def training_record(document: Document, loss_on_examples: bool = True) -> dict[str, Any]:
-    """A line of interleaved JSONL, with loss on the translations of the queries, and on those of the example sentences,
-    each of which can be worked out from what stands before it as far as that goes."""
-    parts = [(text, False) for text in document.book]
-    if document.examples:
-        parts.append((_sentences_head(document), False))
-    for pair in document.examples:
-        parts += [(_ask(pair[0], document), False), (_answer(pair[1]), loss_on_examples)]
-    parts.append((HEAD, False))
-    for pair in document.queries:
-        parts += [(_ask(pair[0], document), False), (_answer(pair[1]), True)]
-    content = [{"text": text, "loss": loss} for text, loss in parts]
-    return {"content": content, "kind": f"{document.direction}: {document.context}"}
 
 
 @dataclass(frozen=True)
@@ -164,6 +53,8 @@ class SyntheticConfig:
     """What training documents hold, drawn evenly; a curriculum begins with fewer. The test has all of them."""
     loss_on_examples: bool = True
     """Whether the translations of example sentences count in training."""
+    glosses: bool = True
+    """Whether what is asked is glossed before it is translated."""
     vocabulary: Vocabulary = Vocabulary()
     """Words of a language."""
     seed: int = 0
@@ -190,7 +81,10 @@ def train_records(config: SyntheticConfig) -> Iterator[dict[str, Any]]:
         context, direction = generator.choice(config.contexts), generator.choice(DIRECTIONS)
         shots = round(config.most_shots ** generator.random())
         seed = config.seed + number
-        document = make_document(seed, "train", context, direction, shots, config.queries, config.vocabulary)
+        sizes = (shots, config.queries, config.vocabulary)
+        document = make_document(
+            seed, "train", context, direction, *sizes, task="gloss" if config.glosses else "translate"
+        )
         yield training_record(document, config.loss_on_examples)
 
 
@@ -200,7 +94,10 @@ def test_prompts(config: SyntheticConfig) -> Iterator[dict[str, Any]]:
     settings += [("sentences", shots) for shots in SHOTS if shots <= config.most_test_shots]
     for seed in range(config.test_languages):
         for (context, shots), direction in product(settings, DIRECTIONS):
-            document = make_document(seed, "test", context, direction, shots, config.queries, config.vocabulary)
+            sizes = (shots, config.queries, config.vocabulary)
+            document = make_document(
+                seed, "test", context, direction, *sizes, task="gloss" if config.glosses else "translate"
+            )
             told = {"language": seed, "direction": direction, "shots": len(document.examples)}
             yield from ({**told, **asdict(prompt)} for prompt in make_prompts(document))
 
@@ -215,42 +112,14 @@ def english_texts(seed: int = 0) -> Iterator[str]:
         for _, wordings in rule.statements:
             yield from (f"- {re.sub(FORM, ' ', wording)}" for wording in wordings)
     yield from (f"* {word} =" for words in ENGLISH.values() for word in words)
-    yield from ("A grammar of", "Words of", "Sentences of", HEAD)
+    yield from ("A grammar of", "Words of", "Sentences of", HEAD, glosses.HEAD + glosses.MARKER, glosses.ORDER_HEAD)
+    yield from (f"{glosses.HEAD} {name} =" for name in GRAMMATICAL)
     yield '  For example, "the" is "the".'
     yield string.ascii_lowercase[0] + " " + " ".join(string.ascii_letters)
 
 
 FORM = r"\{\w+\}"
 """What a wording has in place of a made-up word."""
-
-HEAD = "Translate\n"
-"""Before the queries."""
-
-
-def _sentences_head(document: Document) -> str:
-    return f"Sentences of {document.language.name}\n"
-
-
-def _ask(source: str, document: Document) -> str:
-    names = ("English", document.language.name)
-    first, second = names if document.direction == "from English" else names[::-1]
-    return f"{first}: {source}\n{second}:"
-
-
-def _answer(translation: str) -> str:
-    # The space belongs to the answer: pieces of a tokenizer begin with it.
-    return f" {translation}\n"
-
-
-def _draw_pairs(generator: random.Random, language: Language, number: int, taken: set[str]) -> list[tuple[str, str]]:
-    """(English, translation) of new sentences, which are taken from then on."""
-    pairs: list[tuple[str, str]] = []
-    while len(pairs) < number:
-        sentence = draw_sentence(generator, language.vocabulary)
-        if (english := write(sentence)) not in taken:
-            taken.add(english)
-            pairs.append((english, speak(sentence, language)))
-    return pairs
 
 
 def main() -> None:

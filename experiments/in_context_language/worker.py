@@ -12,18 +12,11 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiments.in_context_language.evaluation import (
-    FACTS,
-    Measured,
-    Setting,
-    facts_found,
-    measure,
-    settings_of,
-    words_found,
-)
+from experiments.in_context_language.evaluation import Measured, Setting, find_unseen, measure, settings_of
 from experiments.in_context_language.lessons import write_lessons
 from experiments.in_context_language.scores import Score
-from experiments.in_context_language.stages import WORKLOADS, Run, Stage, Workload, model_of, recipe_of
+from experiments.in_context_language.stages import Run, Stage, Workload, model_of, recipe_of
+from experiments.in_context_language.workloads import WORKLOADS
 from experiments.matching import begin_queries_like_keys
 from experiments.runs import say, write_json
 from zoo import train
@@ -57,8 +50,8 @@ class StageResult:
     """Of all training steps together, compilation left out."""
     training: tuple[tuple[int, float], ...]
     """(step, mean loss of the steps since the one before, in nats per token that counts)."""
-    words: dict[str, float]
-    """Part of unseen words that are translated exactly at the end, by direction; after facts, part of unseen ones."""
+    found: dict[str, float]
+    """What of the stage's test is exact at the end, by direction; of facts all together."""
 
 
 @dataclass(frozen=True)
@@ -87,9 +80,9 @@ def carry_out(run: Run, workload: Workload, out: Path, folder: Path) -> Result:
             done = train_stage(run, workload, stage, attempt, first, out / "tokenizer", before, here)
             found.append(done)
             before = here
-            if mean(done.words) >= stage.gate:
+            if mean(done.found) >= stage.gate:
                 break
-        if max(found[-1].words.values()) < stage.gate:
+        if max(found[-1].found.values()) < stage.gate:
             return Result(run, model_of(workload).num_parameters(), tuple(found), (), _why_ended(stage, found[-1]))
     assert before is not None
     measured = measure_all(load(before).model, tokenizer, workload, folder)
@@ -123,12 +116,6 @@ def train_stage(
     if max(saved_steps(checkpoints_dir(here)), default=0) < stage.steps:
         raise UserError(f"{here} was stopped before step {stage.steps}: run the same command again")
     lines = read_metrics(here / "metrics.jsonl")
-    model = load(here).model
-    if stage.is_facts:
-        words = {FACTS: facts_found(model, tokens, stage.facts, workload.word_languages)}
-    else:
-        found = words_found(model, tokens, stage.vocabulary, workload.word_languages)
-        words = {str(direction): part for direction, part in found.items()}
     with open(documents, encoding="utf-8") as file:
         count = sum(1 for _ in file)
     result = StageResult(
@@ -138,9 +125,9 @@ def train_stage(
         tokens=int(sum(line["step_tokens"] for line in lines)),
         seconds=float(sum(line["seconds"] for line in lines[1:])),
         training=_smoothed(lines),
-        words=words,
+        found=find_unseen(load(here).model, tokens, stage, workload.gate_languages),
     )
-    say(f"{run.name}, {stage.name}, attempt {attempt}: words found {words}")
+    say(f"{run.name}, {stage.name}, attempt {attempt}: {stage.tested} found {result.found}")
     write_json(asdict(result), kept)
     documents.unlink()
     shutil.rmtree(begin)
@@ -173,24 +160,24 @@ def measure_all(model: Any, tokenizer: Tokenizer, workload: Workload, folder: Pa
     found = [_measured_from(fields) for fields in json.loads(kept.read_text())] if kept.is_file() else []
     for setting in settings_of(workload):
         if setting not in [each.setting for each in found]:
-            found.append(measure(model, tokenizer, setting, workload.test_languages, workload.test_questions))
+            found.append(measure(model, tokenizer, setting, workload))
             say(f"{setting}: chrF {found[-1].score}, exact {found[-1].score.exact:.0f} %")
             write_json([asdict(each) for each in found], kept)
     return tuple(found)
 
 
 def _why_ended(stage: Stage, last: StageResult) -> str:
-    reached = ", ".join(f"{part:.0%} {direction}" for direction, part in last.words.items())
+    reached = ", ".join(f"{part:.0%} {direction}" for direction, part in last.found.items())
     return (
         f"after attempt {last.attempt} of the stage {stage.name!r} the model finds {reached} of what is unseen, less "
         f"than {stage.gate:.0%}: it would learn no language. Give the stage more steps or attempts, or "
-        "another learning rate (stages.py)"
+        "another learning rate (workloads.py)"
     )
 
 
-def mean(words: Mapping[str, float]) -> float:
+def mean(found: Mapping[str, float]) -> float:
     """Of all that was asked."""
-    return float(np.mean(list(words.values())))
+    return float(np.mean(list(found.values())))
 
 
 def read_result(path: Path) -> Result:
@@ -222,7 +209,7 @@ def _smoothed(lines: list[dict]) -> tuple[tuple[int, float], ...]:
 
 
 def main() -> None:
-    """Arguments: quick or full, the seed, the folder of all results, this one's path. The last stage's run stays."""
+    """Arguments: a workload's name, the seed, the folder of all results, this one's path. The last run stays."""
     size, seed, out, path = sys.argv[1:]
     folder = Path(path).with_suffix("")
     result = carry_out(Run(int(seed)), WORKLOADS[size], Path(out), folder)

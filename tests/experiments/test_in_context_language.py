@@ -12,6 +12,7 @@ from experiments.in_context_language import mtob, scores
 from experiments.in_context_language.answers import answer
 from experiments.in_context_language.baselines import WordByWord, baselines, table
 from experiments.in_context_language.book import grammar_text, read_book, word_list_text, write_book
+from experiments.in_context_language.documents import CONTEXTS, make_document, make_prompts, training_record
 from experiments.in_context_language.english import ENGLISH, Phrase, Sentence, draw_sentence, read, write
 from experiments.in_context_language.grammar import NEGATIONS, ORDERS, SIDES, profile, split_of
 from experiments.in_context_language.language import Vocabulary, make_language, split_of_word
@@ -29,15 +30,7 @@ from experiments.in_context_language.prompts import Section, cut_sections, encod
 from experiments.in_context_language.rules import RULES
 from experiments.in_context_language.scores import first_line, score
 from experiments.in_context_language.speech import speak, understand
-from experiments.in_context_language.synthetic import (
-    CONTEXTS,
-    SHOTS,
-    SyntheticConfig,
-    make_document,
-    make_prompts,
-    training_record,
-    write_synthetic,
-)
+from experiments.in_context_language.synthetic import SHOTS, SyntheticConfig, write_synthetic
 from zoo.data import DataConfig, load_tokenizer, open_corpus, train_tokenizer
 from zoo.data.rendering import render_text
 from zoo.errors import UserError
@@ -59,16 +52,16 @@ def test_a_reader_of_the_book_alone_translates_every_sentence_that_it_never_saw(
         language = make_language(seed, split)
         book = write_book(language, seed)
         learned = read_book(grammar_text(book, examples) + word_list_text(book))
-        for english, translation in make_document(seed, split, "all", "from English", queries=12).queries:
-            assert speak(read(english), learned) == translation
+        for query in make_document(seed, split, "all", "from English", queries=12).queries:
+            assert speak(read(query.source), learned) == query.translation
 
 
 def test_the_reader_of_the_book_translates_back_and_every_sentence_has_one_reading():
     for seed, split in LANGUAGES[::3]:
         book = write_book(make_language(seed, split), seed)
         learned = read_book(grammar_text(book) + word_list_text(book))
-        for foreign, english in make_document(seed, split, "none", "into English", queries=4).queries:
-            assert [write(sentence) for sentence in understand(foreign, learned)] == [english]
+        for query in make_document(seed, split, "none", "into English", queries=4).queries:
+            assert [write(sentence) for sentence in understand(query.source, learned)] == [query.translation]
 
 
 def test_every_rule_of_the_book_is_needed():
@@ -144,8 +137,8 @@ def test_a_context_holds_what_its_name_says_and_never_the_sentence_that_is_asked
         assert ("For example" in given) == ("grammar" in parts)
         assert ("Words of" in given) == ("words" in parts)
         assert given.count("English: ") == (16 if "sentences" in parts else 0)
-        for source, translation in document.queries:
-            assert source not in given and translation not in given
+        for query in document.queries:
+            assert query.source not in given and query.translation not in given
         assert prompt.text.endswith(":") and prompt.source in prompt.question
 
 
@@ -171,11 +164,12 @@ def test_training_reads_the_documents_and_prompts_are_tokenised_as_they_are(tmp_
     one = dataclasses.replace(data, paths=(str(tmp_path / "one.jsonl"),))
     ids, weights = render_text(open_corpus(one).sources[0].train[0], tokenizer)
     begin = encode_prompt(prompt, tokenizer)
-    translation = tokenizer.encode(f" {prompt.reference}\n")
-    assert ids[: len(begin) + len(translation)] == begin + translation
-    assert weights[len(begin) : len(begin) + len(translation)] == [1] * len(translation)
+    said = tokenizer.encode(document.queries[0].answer)
+    assert ids[: len(begin) + len(said)] == begin + said
+    assert weights[len(begin) : len(begin) + len(said)] == [1] * len(said)
     counted = "".join(part["text"] for part in content if part["loss"])
-    assert counted == "".join(f" {translation}\n" for _, translation in (*document.examples, *document.queries))
+    told = "".join(f" {translation}\n" for _, translation in document.examples)
+    assert counted == told + "".join(query.answer for query in document.queries)
 
 
 def test_wrong_sizes_and_contexts_are_named():
