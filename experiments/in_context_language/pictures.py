@@ -8,6 +8,7 @@ from experiments.in_context_language.evaluation import FACTS
 from experiments.in_context_language.findings import curve, find, settings, value
 from experiments.in_context_language.prompts import DIRECTIONS
 from experiments.in_context_language.report import Results
+from experiments.plotting import pyplot
 
 COLOURS = {"copy the source": "tab:gray", "word by word": "tab:orange", "nearest example, n-grams": "tab:green"}
 """Of the baselines that are drawn."""
@@ -15,8 +16,8 @@ COLOURS = {"copy the source": "tab:gray", "word by word": "tab:orange", "nearest
 
 def draw_ablation(results: Results, path: Path) -> None:
     """chrF and exact matches of every context, the books of other languages hatched, baselines as lines."""
-    pyplot, runs = _pyplot(), results.runs
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 4.2), sharey=True)
+    runs = results.runs
+    figure, panels = pyplot().subplots(1, 2, figsize=(12, 4.2), sharey=True)
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
         shown = [s for s in settings(runs) if s.direction == direction]
         shown = [s for s in shown if s.book != "right" or s == find(runs, s.context, direction)]
@@ -41,8 +42,7 @@ def draw_ablation(results: Results, path: Path) -> None:
 
 def draw_shots(results: Results, path: Path) -> None:
     """chrF against the number of sentences that are told, beside the most similar of them."""
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, 2, figsize=(10, 3.8), sharey=True)
+    figure, panels = pyplot().subplots(1, 2, figsize=(10, 3.8), sharey=True)
     for panel, direction in zip(panels, DIRECTIONS, strict=True):
         points = curve(results.runs, direction)
         x, means = [shots for shots, _ in points], np.array([each.mean for _, each in points])
@@ -63,8 +63,7 @@ def draw_shots(results: Results, path: Path) -> None:
 
 def draw_training(results: Results, path: Path) -> None:
     """Loss of what counts, stage after stage, and what of its test is exact at the end of each; a line for each run."""
-    pyplot = _pyplot()
-    figure, panels = pyplot.subplots(1, 2, figsize=(12, 3.8))
+    figure, panels = pyplot().subplots(1, 2, figsize=(12, 3.8))
     order = [stage.name for stage in results.workload.stages]
     ends = {(stage.stage, stage.attempt) for run in results.runs for stage in run.stages}
     places = {end: place for place, end in enumerate(sorted(ends, key=lambda end: (order.index(end[0]), end[1])))}
@@ -97,13 +96,4 @@ NAMES = {"ablation": draw_ablation, "shots": draw_shots, "training": draw_traini
 def _save(figure, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=150)
-    _pyplot().close(figure)
-
-
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    pyplot().close(figure)

@@ -3,7 +3,6 @@
 import json
 import shutil
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,13 +18,12 @@ from experiments.in_context_language.stages import Run, Stage, Workload, model_o
 from experiments.in_context_language.workloads import WORKLOADS
 from experiments.matching import begin_queries_like_keys
 from experiments.runs import say, write_json
-from zoo import train
+from experiments.training import train_to_the_end
 from zoo.data import Tokenizer, load_tokenizer
-from zoo.errors import UserError, run_command
+from zoo.errors import run_command
 from zoo.interop import load, save_run
 from zoo.models import build
 from zoo.training.metrics import read_metrics
-from zoo.training.run_directory import checkpoints_dir, saved_steps
 
 SMOOTHED_STEPS = 20
 LANGUAGES_OF_AN_ATTEMPT = 1_000_000
@@ -99,7 +97,7 @@ def train_stage(
     before: Path | None,
     here: Path,
 ) -> StageResult:
-    """One attempt at a stage in the folder `here`, with the languages from `first` on. Raises `UserError` if it was
+    """One attempt at a stage in the folder `here`, with the languages from `first` on. Raises SystemExit(75) if it was
     stopped before its last step."""
     kept = here / "stage.json"
     if kept.is_file():
@@ -112,9 +110,7 @@ def train_stage(
     begin = here.with_name(f"{here.name}-begin")
     if not begin.is_dir():
         write_beginning(run, workload, stage, before, tokens, begin)
-    train.train(recipe_of(run, workload, stage, documents, tokenizer, begin, here), time.time())
-    if max(saved_steps(checkpoints_dir(here)), default=0) < stage.steps:
-        raise UserError(f"{here} was stopped before step {stage.steps}: run the same command again")
+    train_to_the_end(recipe_of(run, workload, stage, documents, tokenizer, begin, here))
     lines = read_metrics(here / "metrics.jsonl")
     with open(documents, encoding="utf-8") as file:
         count = sum(1 for _ in file)

@@ -15,7 +15,7 @@ from experiments.relation_extraction.corpus import Corpus
 from experiments.relation_extraction.encoders import small_bert
 from experiments.runs import say, write_json
 from experiments.shared_folder import training_novels
-from zoo import train as zoo_train
+from experiments.training import train_to_the_end
 from zoo.data import Tokenizer, load_tokenizer
 from zoo.data.wordpiece_tokenizer import train_wordpiece
 from zoo.recipes import recipe
@@ -94,7 +94,7 @@ def pretrain(corpus: Corpus, size: Size, out: Path, *, with_novels: bool = True)
         text.write_text("\n".join(lines) + "\n", encoding="utf-8")
         chosen = mlm_recipe(size, tokenizer, text, out, training_novels() if with_novels else ())
         say(f"pre-training on masked tokens: {size.mlm_steps} steps")
-        zoo_train.train(chosen, time.time())
+        train_to_the_end(chosen)
         lines = read_metrics(out / "mlm" / "metrics.jsonl")
         checked = [line for line in lines if "validation_loss" in line]
         found = Pretraining(

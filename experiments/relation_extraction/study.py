@@ -23,7 +23,7 @@ from experiments.relation_extraction.encoders import check_folder
 from experiments.relation_extraction.pretraining import pretrain, read_pretraining
 from experiments.relation_extraction.report import Part
 from experiments.relation_extraction.worker import Job, Runs, Setting, do, read_result, write_jobs, write_setting
-from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment, write_json
+from experiments.runs import BENCHMARKS, run_in_process, say, single_thread, worker_environment, write_json
 from experiments.shared_folder import training_novels
 from zoo.errors import UserError
 
@@ -136,12 +136,6 @@ def in_processes(parts: Sequence[Sequence[Job]], out: Path) -> None:
                 say(f"{len(names) - len(waiting)} of {len(names)}: {name}")
         for future in futures:
             future.result()
-
-
-def single_thread() -> dict[str, str]:
-    """Of a process that shares the machine with others: with threads of its own it would take turns with them."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    return {"XLA_FLAGS": flags.strip(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def needs_pretraining(run: Run, setting: Setting) -> bool:

@@ -2,18 +2,17 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from experiments.plotting import pyplot
 from experiments.relation_extraction.findings import ALL, SENTENCES, by_arm, figure, groups_of
 from experiments.relation_extraction.worker import RECALLS, Result
 
 
 def draw_mean_curves(results: Sequence[Result], path: Path, title: str = "") -> None:
     """The mean over seeds of the precision at each recall; the legend gives the mean area."""
-    pyplot = _pyplot()
-    canvas, axis = pyplot.subplots(figsize=(5.5, 4.2), layout="constrained")
+    canvas, axis = pyplot().subplots(figsize=(5.5, 4.2), layout="constrained")
     styles = ("-", "--", ":")
     for number, (arm, runs) in enumerate(by_arm(results).items()):
         found = figure(runs, ALL, "AUC")
@@ -24,14 +23,13 @@ def draw_mean_curves(results: Sequence[Result], path: Path, title: str = "") -> 
     axis.legend(fontsize=7, title="area", title_fontsize=8)
     axis.grid(alpha=0.3)
     canvas.savefig(path, dpi=150)
-    pyplot.close(canvas)
+    pyplot().close(canvas)
 
 
 def draw_sizes(results: Sequence[Result], path: Path, title: str = "") -> None:
     """Mean areas with Student's intervals, by the number of a bag's sentences."""
-    pyplot = _pyplot()
     groups, arms = groups_of(results, SENTENCES), by_arm(results)
-    canvas, axis = pyplot.subplots(figsize=(8, 3.8), layout="constrained")
+    canvas, axis = pyplot().subplots(figsize=(8, 3.8), layout="constrained")
     width = 0.8 / max(1, len(arms))
     for number, (arm, runs) in enumerate(arms.items()):
         found = [figure(runs, group, "AUC") for group in groups]
@@ -43,13 +41,4 @@ def draw_sizes(results: Sequence[Result], path: Path, title: str = "") -> None:
     axis.set(xlabel="sentences of the bag", ylabel="AUC", title=title)
     axis.legend(fontsize=6, ncols=2)
     canvas.savefig(path, dpi=150)
-    pyplot.close(canvas)
-
-
-def _pyplot() -> Any:
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    return pyplot
+    pyplot().close(canvas)

@@ -5,7 +5,6 @@ finished run, which can be committed: on another machine the study goes on with 
 """
 
 import json
-import os
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from experiments.kept import check_made_with, digest, write_signed
-from experiments.runs import BENCHMARKS, run_in_process, say, worker_environment
+from experiments.runs import BENCHMARKS, run_in_process, say, single_thread, worker_environment
 from experiments.shared_folder import default_shared
 from experiments.twin_augmentation.arms import SIZES, Run, arm_named, runs_of
 from experiments.twin_augmentation.reader import read_nih_hannover
@@ -95,12 +94,6 @@ def in_processes(
         except BaseException:
             failed.set()  # what runs ends by itself; nothing else begins
             raise
-
-
-def single_thread() -> dict[str, str]:
-    """Of a process that shares the machine with others: small convolutions do not gain from threads."""
-    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false"
-    return {"XLA_FLAGS": flags.strip(), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
 def source_leak(path: Path, seeds: int, *, only: bool) -> list[dict]:

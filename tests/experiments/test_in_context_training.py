@@ -33,7 +33,7 @@ from experiments.in_context_language.synthetic import english_texts
 from experiments.in_context_language.worker import Result, StageResult
 from experiments.in_context_language.workloads import FULL, QUICK, SEVEN_WORDS
 from zoo.data import Tokenizer
-from zoo.errors import UserError
+from zoo.errors import TRY_AGAIN, UserError
 from zoo.interop import load
 from zoo.parallel import make_mesh
 
@@ -249,7 +249,7 @@ def trained(tmp_path_factory, tokenizer):
     tokenizer.save(out / "tokenizer")
     folder = out / "runs" / "seed-0"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(worker.train, "make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
+        patch.setattr("zoo.train.make_mesh", lambda config: make_mesh(config, jax.devices()[:1]))
         return out, folder, worker.carry_out(Run(0), TINY, out, folder)
 
 
@@ -268,7 +268,7 @@ def test_what_is_done_is_not_done_again(trained, tmp_path, monkeypatch):
     out, folder, result = trained
     again = tmp_path / "seed-0"
     shutil.copytree(folder, again)
-    monkeypatch.setattr(worker.train, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(worker, "train_to_the_end", lambda *_: pytest.fail("trained again"))
     monkeypatch.setattr(worker, "measure", lambda *_: pytest.fail("measured again"))
     assert worker.carry_out(Run(0), TINY, out, again) == result
     kept = json.loads((again / "measured.json").read_text())
@@ -283,11 +283,12 @@ def test_what_is_done_is_not_done_again(trained, tmp_path, monkeypatch):
     assert worker.carry_out(Run(0), TINY, out, again) == result and asked == [settings_of(TINY)[-1]]
 
 
-def test_a_stage_that_was_stopped_says_so_and_keeps_its_documents(trained, tmp_path, monkeypatch):
+def test_a_stage_that_was_stopped_is_no_result_and_keeps_its_documents(trained, tmp_path, monkeypatch):
     out, _, _ = trained
-    monkeypatch.setattr(worker.train, "train", lambda *_: None)
-    with pytest.raises(UserError, match="words-1 was stopped before step 2: run the same command again"):
+    monkeypatch.setattr("zoo.train.train", lambda *_: None)
+    with pytest.raises(SystemExit) as stopped:
         worker.carry_out(Run(0), TINY, out, tmp_path / "seed-0")
+    assert stopped.value.code == TRY_AGAIN and not list((tmp_path / "seed-0").glob("*/stage.json"))
     assert (tmp_path / "seed-0" / "words-1.jsonl").is_file()
 
 
