@@ -1,4 +1,4 @@
-"""`zoo.train` as a part of an experiment."""
+"""`zoo.train` as a part of an experiment. (Apart from `runs.py`, whose commands start processes and need no JAX.)"""
 
 import sys
 import time

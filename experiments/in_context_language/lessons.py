@@ -1,9 +1,8 @@
 """The documents that a stage of the training reads, and the words of unseen languages that it is tested with.
 
 Besides whole documents (`documents.py`) there are rows of facts (`facts.py`), rules with glosses to be put in order,
-and two kinds about words alone. These
-begin with a word list; then words of it are asked for, some of them twice (without that the last one could be told from
-those before):
+and two kinds about words alone. These begin with a word list; then words of it are asked for, some of them twice
+(without that the last one could be told from those before):
 
     recall:  * dog = puma       lines of the list again, or the other way round: * puma = dog
     lookup:  English: dog       as a sentence is asked for, or without its gloss
@@ -55,8 +54,7 @@ def lookup_document(
 
 def order_document(seed: int, split: Split, number: int, size: Vocabulary, longest: int | None) -> Document:
     """The rules, and sentences whose glosses are to be put into the order of the language."""
-    sizes = (0, number, size)
-    return make_document(seed, split, "rules", "from English", *sizes, longest=longest, task="order")
+    return make_document(seed, split, "rules", "from English", 0, number, size, longest=longest, task="order")
 
 
 def recall_record(document: Document) -> dict[str, Any]:
@@ -85,8 +83,17 @@ def lesson(stage: Stage, seed: int, count: Count) -> tuple[dict[str, Any], int]:
     if kind == "order":
         document = order_document(seed, "train", stage.orders_asked, stage.vocabulary, stage.longest)
     elif kind in CONTEXTS:
-        sizes = (shots, stage.questions, stage.vocabulary)
-        document = make_document(seed, "train", kind, direction, *sizes, longest=stage.longest, task=stage.task)
+        document = make_document(
+            seed,
+            "train",
+            kind,
+            direction,
+            shots,
+            stage.questions,
+            stage.vocabulary,
+            longest=stage.longest,
+            task=stage.task,
+        )
     else:
         document = lookup_document(seed, "train", direction, stage.words_asked, stage.vocabulary, stage.task)
     while True:

@@ -22,7 +22,15 @@ from experiments.relation_extraction.datasets import FOLDERS, MADE_UP, Dataset, 
 from experiments.relation_extraction.encoders import check_folder
 from experiments.relation_extraction.pretraining import pretrain, read_pretraining
 from experiments.relation_extraction.report import Part
-from experiments.relation_extraction.worker import Job, Runs, Setting, do, read_result, write_jobs, write_setting
+from experiments.relation_extraction.worker import (
+    Job,
+    Runs,
+    Setting,
+    carry_out_all,
+    read_result,
+    write_jobs,
+    write_setting,
+)
 from experiments.runs import BENCHMARKS, run_in_process, say, single_thread, worker_environment, write_json
 from experiments.shared_folder import training_novels
 from zoo.errors import UserError
@@ -89,7 +97,7 @@ def study(
         prepare(setting, corpus, out, results, here=here)
     wanted = [Job(run, made_with(setting, run.arm, fingerprint), str(paths[run.name].resolve())) for run in missing]
     if here:
-        do(wanted, Runs(setting, corpus, out))
+        carry_out_all(wanted, Runs(setting, corpus, out))
     elif wanted:
         in_processes(shared_out(wanted, jobs), out)
     found = [read_result(path) for path in paths.values() if path.is_file()]

@@ -17,6 +17,7 @@ from experiments.relation_extraction.metrics import Scored, area, curve_of
 from experiments.relation_extraction.neural import FROZEN, Network, loss_sums
 from experiments.relation_extraction.reader import Relations
 from experiments.runs import say
+from experiments.updates import scale_updates
 from zoo.training.optimizer import OptimizerConfig, make_optimizer, make_schedule
 from zoo.training.parameters import flatten_with_names
 from zoo.training.state import abstract_state, create_state
@@ -77,18 +78,9 @@ def optimizer_of(size: Size, steps: int) -> OptimizerConfig:
     )
 
 
-def with_head_rate(
-    optimizer: optax.GradientTransformationExtraArgs, factor: float
-) -> optax.GradientTransformationExtraArgs:
-    """The same updates, those of all that is not the encoder times `factor` (weight decay as well)."""
-
-    def update(gradients: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        updates, state = optimizer.update(gradients, state, params, **extra)
-        named = flatten_with_names(updates)
-        leaves = [leaf if name.startswith(ENCODER) else factor * leaf for name, leaf in named.items()]
-        return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
-
-    return optimizer if factor == 1 else optax.GradientTransformationExtraArgs(optimizer.init, update)
+def is_of_the_head(name: str) -> bool:
+    """Whether a parameter stands on the encoder."""
+    return not name.startswith(ENCODER)
 
 
 class Training:
@@ -135,7 +127,8 @@ class Training:
         steps = size.epochs * per_epoch
         config = optimizer_of(size, steps)
         frozen = FROZEN if any(name.startswith(f"{FROZEN[0]}/") for name in flatten_with_names(params)) else ()
-        optimizer = with_head_rate(make_optimizer(config, steps, params, frozen), size.head_rate)
+        faster_head = scale_updates(size.head_rate, is_of_the_head)
+        optimizer = optax.chain(make_optimizer(config, steps, params, frozen), faster_head)
         step = make_train_step(
             graphdef,
             loss_sums,

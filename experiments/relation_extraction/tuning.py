@@ -4,6 +4,7 @@ Every arm gets the same trials. Two commands with different --arms may run at th
 """
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from experiments.relation_extraction.worker import Runs
 from experiments.runs import say
 from experiments.speed.report import Rows, as_text
 from zoo.command_line import parse_command
-from zoo.errors import run_command
+from zoo.errors import UserError, run_command
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,13 @@ class Tuning:
     """The study's folder of this data set, for its encoder; default runs/relation_extraction/DATASET."""
     results: Path | None = None
     """Where each trial leaves a JSON; default docs/benchmarks/relation-extraction/tuning-DATASET."""
+
+    def __post_init__(self):
+        for name, least in (("rates", 0.0), ("head_rates", 0.0), ("epochs", 0)):
+            values = getattr(self, name)
+            if not values or not all(least < value < math.inf for value in values):
+                given = " ".join(map(str, values)) or "none"
+                raise UserError(f"--{name.replace('_', '-')}: need numbers above 0, got {given}")
 
 
 @dataclass(frozen=True)

@@ -230,7 +230,7 @@ def read_jobs(path: Path) -> list[Job]:
     return [Job(**fields | {"run": Run(**fields["run"])}) for fields in json.loads(path.read_text())]
 
 
-def do(jobs: Sequence[Job], runs: Runs) -> None:
+def carry_out_all(jobs: Sequence[Job], runs: Runs) -> None:
     """Each job in turn; what another command has done in the meantime is not done again."""
     for job in jobs:
         if not Path(job.path).is_file():
@@ -245,7 +245,7 @@ def main() -> None:
     if what == "pretrain":
         pretrain(corpus, setting.size, Path(out), with_novels=setting.novels)
     else:
-        do(read_jobs(Path(what)), Runs(setting, corpus, Path(out)))
+        carry_out_all(read_jobs(Path(what)), Runs(setting, corpus, Path(out)))
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from experiments.relation_extraction.worker import (
     RECALLS,
     Job,
     Result,
-    do,
+    carry_out_all,
     figures_of,
     measured,
     precisions,
@@ -214,7 +214,7 @@ def test_a_worker_writes_each_result_when_it_is_done_and_leaves_those_of_others_
     jobs = jobs_of((PARE, 0), (PARE, 1), (PARE, 2), folder=tmp_path)
     Path(jobs[0].path).write_text("another command's")
     with pytest.raises(FloatingPointError):
-        do(jobs, Fake())
+        carry_out_all(jobs, Fake())
     assert Path(jobs[0].path).read_text() == "another command's"
     assert read_result(Path(jobs[1].path)) == result(PARE, 1, 0.5)
     assert json.loads(Path(jobs[1].path).read_text())[MADE_WITH] == "digest"
@@ -276,3 +276,17 @@ def test_the_report_names_what_is_missing_and_every_table(tmp_path: Path) -> Non
     for number, draw in enumerate((draw_mean_curves, draw_sizes)):
         draw(runs, tmp_path / f"{number}.png")
         assert (tmp_path / f"{number}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"rates": (1e-3, 0.0)}, "--rates: need numbers above 0, got 0.001 0.0"),
+        ({"head_rates": (float("nan"),)}, "--head-rates: need numbers above 0, got nan"),
+        ({"epochs": (0,)}, "--epochs: need numbers above 0, got 0"),
+        ({"epochs": ()}, "--epochs: need numbers above 0, got none"),
+    ],
+)
+def test_senseless_trials_are_refused_before_anything_is_trained(fields: dict, problem: str) -> None:
+    with pytest.raises(UserError, match=problem):
+        tuning.Tuning(**fields)

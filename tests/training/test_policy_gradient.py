@@ -143,6 +143,10 @@ def test_the_weight_of_a_loss_is_the_number_of_sequences():
         ({"reward": "model"}, "policy.reward=model and policy.reward_model=RUN belong together"),
         ({"reward_model": "runs/x"}, "policy.reward=model and policy.reward_model=RUN belong together"),
         ({"unfinished_reward": 0.0}, "policy.unfinished_reward=0.0 is for policy.reward=model: with 'exact' an answer"),
+        (
+            {"reward": "model", "reward_model": "runs/x", "unfinished_reward": float("nan")},
+            "policy.unfinished_reward must be a finite number, got nan",
+        ),
         ({"samples_per_prompt": 1}, "policy.samples_per_prompt must lie in 2 .. 4096, got 1"),
         ({"kl_penalty": "k1"}, "policy.kl_penalty 'k1' is unknown"),
         ({"kl_coefficient": 0.0, "reference": "x"}, "policy.reference has no meaning with policy.kl_coefficient=0"),

@@ -103,7 +103,7 @@ class PolicyGradient:
         filled = [*answers, *[answers[-1]] * (self._rows - count)]
         rows = whole_batch(prompts, filled, self._recipe.data.sequence_length, self._tokenizer.pad_id)
         values = self._values(self._frozen.reward_model, to_devices(rows, self._sharding))
-        return end_expected(np.asarray(values)[:count], answers, self._recipe.policy.unfinished_reward)
+        return with_unfinished_reward(np.asarray(values)[:count], answers, self._recipe.policy.unfinished_reward)
 
     def _scored(
         self, params: Any, reference: Any, batch: Batch, rewards: Float32[Array, "N"]
@@ -144,7 +144,7 @@ class PolicyGradient:
         return jnp.moveaxis(parts, 0, 1).reshape(batch.tokens.shape)
 
 
-def end_expected(
+def with_unfinished_reward(
     rewards: Float32[np.ndarray, " N"], answers: Sequence[Answer], unfinished: float | None
 ) -> Float32[np.ndarray, " N"]:
     """The rewards, `unfinished` in place of those of answers that do not end; None leaves them."""

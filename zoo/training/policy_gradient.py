@@ -20,6 +20,7 @@ exp(-d) - 1 + d (arXiv 2402.03300, eq. 4). "k1", "k2", "k3" are Schulman's names
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -76,6 +77,8 @@ class PolicyGradientConfig:
                 f"policy.unfinished_reward={self.unfinished_reward} is for policy.reward=model: with "
                 f"{self.reward!r} an answer that does not end has 0; leave it out"
             )
+        if self.unfinished_reward is not None and not math.isfinite(self.unfinished_reward):
+            raise UserError(f"policy.unfinished_reward must be a finite number, got {self.unfinished_reward}")
         if not 2 <= self.samples_per_prompt <= 4096:
             raise UserError(
                 f"policy.samples_per_prompt must lie in 2 .. 4096, got {self.samples_per_prompt}: the baseline of a "

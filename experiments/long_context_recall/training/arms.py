@@ -81,7 +81,7 @@ def workload_of(arm: Arm, workload: Workload) -> Workload:
         raise ValueError(f"{arm.name} is examined with the weights of {arm.weights_of}: it trains nothing")
     changed = replace(workload, **dict(arm.workload))
     stages = changed.stages
-    if arm.name not in (MAIN, NO_NEEDLES):
+    if arm.name not in (MAIN, NO_NEEDLES):  # by name: a field of `Arm` would make results that are there strangers
         stages = tuple(stage for stage in stages if stage.length <= COMPARED_LENGTH)
         changed = replace(changed, stages=stages)
     if arm.direct:

@@ -17,11 +17,11 @@ from experiments.long_context_recall.training.documents import Rows, Wording, ba
 from experiments.long_context_recall.training.keys import KeyKind
 from experiments.matching import begin_queries_like_keys
 from experiments.runs import say
+from experiments.updates import scale_updates
 from zoo.data import Batch
 from zoo.models import build
 from zoo.training.losses import next_token_loss
 from zoo.training.optimizer import make_optimizer, make_schedule
-from zoo.training.parameters import flatten_with_names
 from zoo.training.state import create_state
 from zoo.training.step import jit_train_step, make_train_step
 
@@ -97,26 +97,14 @@ def train_stage(model: Any, workload: Workload, stage: Stage, draw: Callable[[],
     model = with_window(model, workload, stage.window)
     graphdef, params = nnx.split(model, nnx.Param)
     config = optimizer_of(stage)
-    optimizer = optax.chain(make_optimizer(config, stage.steps, params), scaled_embedding(workload.embedding_rate))
+    slower_embedding = scale_updates(workload.embedding_rate, EMBEDDING.__eq__)
+    optimizer = optax.chain(make_optimizer(config, stage.steps, params), slower_embedding)
     state = create_state(params, optimizer, seed=seed)
     step = make_train_step(graphdef, next_token_loss, optimizer, schedule=make_schedule(config, stage.steps))
     run = jit_train_step(step, state)
     steps = Steps(stage.name, stage.steps)
     state = steps.run(run, state, lambda: batch_of(draw(), pad))
     return Trained(nnx.merge(graphdef, state.params), tuple(steps.losses), steps.seconds, steps.tokens)
-
-
-def scaled_embedding(factor: float) -> optax.GradientTransformation:
-    """Multiplies the updates of the embedding."""
-
-    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        named = flatten_with_names(updates)
-        if EMBEDDING not in named:
-            raise ValueError(f"no parameter {EMBEDDING!r} among {sorted(named)}")
-        leaves = [leaf * factor if name == EMBEDDING else leaf for name, leaf in named.items()]
-        return jax.tree.unflatten(jax.tree.structure(updates), leaves), state
-
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
 
 
 @dataclass(frozen=True)
