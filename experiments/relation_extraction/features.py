@@ -110,10 +110,14 @@ def bag_features(bags: Iterable[Bag]) -> Iterator[dict[str, float]]:
         yield {feature: count / len(bag) for feature, count in counts.items()}
 
 
-def vocabulary(rows: Iterable[Mapping[str, float]], least: int) -> dict[str, int]:
-    """Columns of the features that at least `least` rows have, in alphabetical order; column 0 is the constant 1."""
+def vocabulary(rows: Iterable[Mapping[str, float]], least: int, least_of_mentions: int | None = None) -> dict[str, int]:
+    """Columns of the features that at least `least` rows have, in alphabetical order; column 0 is the constant 1.
+
+    Words in mentions ("h ", "t ") need `least_of_mentions` rows, by default as many as others.
+    """
     counts = Counter(feature for row in rows for feature in row)
-    kept = sorted(feature for feature, count in counts.items() if count >= least)
+    needed = {"h ": least_of_mentions or least, "t ": least_of_mentions or least}
+    kept = sorted(feature for feature, count in counts.items() if count >= needed.get(feature[:2], least))
     return {feature: column for column, feature in enumerate(kept, start=1)}
 
 

@@ -66,13 +66,14 @@ def train(
     penalties: Sequence[float] = PENALTIES,
     least: int = LEAST,
     steps: int = STEPS,
+    least_of_mentions: int | None = None,
 ) -> LinearModel:
     """The model fitted to the bags, with the penalty that has the largest AUC on `val`; ValueError for several
-    penalties without `val`."""
+    penalties without `val`. `least`, `least_of_mentions`: as for `features.vocabulary`."""
     if len(penalties) > 1 and not val:
         raise ValueError("a choice of penalties needs bags to choose by")
     features = list(bag_features(bags))
-    columns = vocabulary(features, least)
+    columns = vocabulary(features, least, least_of_mentions)
     rows, labels = sparse(features, columns), multi_hot(bags, relations)
     del features
     models = [LinearModel(relations, columns, fit(rows, labels, penalty, steps)) for penalty in penalties]

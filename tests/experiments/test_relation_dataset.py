@@ -276,4 +276,21 @@ def test_a_name_seen_in_another_language_tells_its_relation() -> None:
     leaking, clean = found["a"]
     assert len(leaking) == len(clean) == 40 and np.array_equal(leaking.labels, clean.labels)
     assert area(curve_of(leaking)) > area(curve_of(clean)) + 0.2
-    assert leakage.languages_table({"a": found["a"]}).count("|") == 18
+    assert leakage.leaks_table({"a": found["a"]}, "other languages").count("|") == 18
+
+
+def test_a_name_seen_in_another_sentence_tells_its_relation() -> None:
+    rng = np.random.default_rng(0)
+    instances = []
+    for number in range(100):
+        relation, name = ("NA", "r1", "r2")[rng.integers(3)], f"name{number}"
+        for word in "abcdefgh"[: 1 + number % 8]:
+            head = Mention(name, f"{number}:h", 0, len(name))
+            tail = Mention("x", f"{number}:t", len(name) + 1, len(name) + 2)
+            instances.append(Instance(f"{name} x {word}", head, tail, relation, None, ""))
+    leaking, clean = leakage.across_sentences(Corpus("toy", RELATIONS, make_bags(instances), [], []))
+    assert 5 < len(leaking) == len(clean) < 25 and np.array_equal(leaking.labels, clean.labels)
+    assert area(curve_of(leaking)) > area(curve_of(clean)) + 0.2
+    alone = [one for one in instances if one.text.endswith("a")]
+    with pytest.raises(ValueError, match="toy: 0 sentences can leak"):
+        leakage.across_sentences(Corpus("toy", RELATIONS, make_bags(alone), [], []))
