@@ -390,7 +390,8 @@ def test_a_tiny_run_trains_is_examined_and_goes_on_where_it_was_stopped(out, wor
     assert all(np.isfinite(stage.training[-1][1]) and set(stage.recall) == set(keys.UNSEEN) for stage in result.stages)
     assert 0 < result.text_loss < 20
     assert [cell.length for cell in result.examined] == [level.length for level in size.main.levels]
-    loaded = load(worker.last_checkpoint(folder))
+    last = folder / f"{stages[-1].name}-{result.stages[-1].attempt}"
+    loaded = load(last)
     assert loaded.tokenizer.fingerprint == words.tokenizer.fingerprint
     assert (loaded.config.sliding_window, loaded.config.max_position_embeddings) == (
         stages[-1].window,
@@ -402,6 +403,12 @@ def test_a_tiny_run_trains_is_examined_and_goes_on_where_it_was_stopped(out, wor
 
     monkeypatch.setattr(worker, "train_attempt", nothing)
     assert worker.carry_out(Run(MAIN, 0), size, out, folder) == result  # from what was kept
+    as_main = worker.carry_out(Run(BASELINE, 0), size, out, tmp_path / "short-seed-0")  # the same stages
+    assert (as_main.stages, as_main.text_loss) == (result.stages, result.text_loss)
+    with pytest.raises(AssertionError, match="done already"):
+        worker.carry_out(Run(BASELINE, 1), size, out, tmp_path / "short-seed-1")
+    with pytest.raises(AssertionError, match="done already"):
+        worker.carry_out(Run("rope 10k", 0), size, out, tmp_path / "rope-10k-seed-0")
     path = out / "result.json"
     worker.write_json(dataclasses.asdict(result), path)
     assert worker.read_result(path) == result

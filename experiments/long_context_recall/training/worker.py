@@ -1,7 +1,8 @@
 """python -m experiments.long_context_recall.training.worker: one run, stage by stage, and its examination.
 
-Folder of a run: NAME/STAGE-ATTEMPT is a checkpoint that `zoo.load` opens (parameters and tokenizer), with `stage.json`
-beside it in NAME; the last one is what the study examines. What is there is not done again.
+Folder of a run: NAME/STAGE-ATTEMPT is a checkpoint that `zoo.load` opens (parameters and tokenizer), with what was
+measured in STAGE-ATTEMPT.json and a digest of all that it comes from in STAGE-ATTEMPT.from; the last one is what the
+study examines. What is there is not done again, and what another run has that comes from the same is taken from it.
 """
 
 import json
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from flax import nnx
 
-from experiments.kept import read_fields
+from experiments.kept import digest, read_fields
 from experiments.long_context_recall.haystacks import haystack
 from experiments.long_context_recall.training.arms import Arm, Run, arm_named, workload_of
 from experiments.long_context_recall.training.curriculum import Stage, Workload, model_of
@@ -25,7 +26,7 @@ from experiments.long_context_recall.training.examination import Examined, exami
 from experiments.long_context_recall.training.keys import UNSEEN
 from experiments.long_context_recall.training.sizes import SIZES, Size
 from experiments.long_context_recall.training.texts import passages, read_training
-from experiments.long_context_recall.training.trainer import answered, new_model, train_stage
+from experiments.long_context_recall.training.trainer import answered, new_model, train_stage, with_window
 from experiments.runs import say, write_json
 from experiments.shared_folder import default_shared
 from zoo.data import Tokenizer
@@ -66,7 +67,7 @@ class Result:
     trained_length: int
     """Of the last stage."""
     stages: tuple[StageResult, ...]
-    """All attempts; none for an arm that takes another one's weights."""
+    """All attempts; none for an arm that takes another one's weights. (Seconds may be those of another run's.)"""
     text_loss: float
     """Nats per token of held-out novels, without needles."""
     examined: tuple[Examined, ...]
@@ -78,14 +79,10 @@ def carry_out(run: Run, size: Size, out: Path, folder: Path) -> Result:
     arm = arm_named(run.arm)
     tokenizer, hay = read_training(out)
     trained = arm if arm.weights_of is None else arm_named(arm.weights_of)
-    workload = workload_of(trained, size.workload)
-    stages: tuple[StageResult, ...] = ()
-    if arm.weights_of is None:
-        stages = tuple(train(run, workload, wording(tokenizer), hay, folder))
-        last = folder / _name(workload.stages[-1], stages[-1].attempt)
-    else:
-        last = last_checkpoint(out / "runs" / Run(arm.weights_of, run.seed).name)
-    model = examined_model(load(last).model, arm)
+    workload, trained_run = workload_of(trained, size.workload), Run(trained.name, run.seed)
+    weights = folder if trained is arm else folder.parent / trained_run.name
+    stages = tuple(train(trained_run, workload, wording(tokenizer), hay, weights))
+    model = examined_model(load(weights / _name(workload.stages[-1], stages[-1].attempt)).model, arm)
     # What other checkpoints are asked about: novels that are not trained on.
     test_text = haystack(tokenizer, default_shared() if size.novels else None)
     kept = folder / "text_loss.json"
@@ -95,7 +92,12 @@ def carry_out(run: Run, size: Size, out: Path, folder: Path) -> Result:
         write_json(text_loss(model, tokenizer, rows), kept)
     cells = examine(model, tokenizer, test_text, size.grid_of(arm.name), folder / "cells")
     return Result(
-        run, workload_parameters(workload), workload.trained_length, stages, json.loads(kept.read_text()), cells
+        run,
+        workload_parameters(workload),
+        workload.trained_length,
+        stages if trained is arm else (),
+        json.loads(kept.read_text()),
+        cells,
     )
 
 
@@ -108,16 +110,37 @@ def train(run: Run, workload: Workload, words: Wording, hay: Any, folder: Path) 
             here = folder / _name(stage, attempt)
             kept = here.with_suffix(".json")
             if not kept.is_file():
-                model = new_model(workload, run.seed) if before is None else load(before).model
                 shutil.rmtree(here, ignore_errors=True)  # of an attempt that was stopped while it was written
-                write_json(asdict(train_attempt(run, workload, number, attempt, model, words, hay, here)), kept)
+                comes_from = _comes_from(run, workload, found, number, attempt)
+                other = _done_elsewhere(here, comes_from)
+                if other is not None:
+                    say(f"{run.name}: {stage.name}, attempt {attempt}: as {other.parent.name} did it")
+                    save_run(with_window(load(other).model, workload, stage.window), here, tokenizer=words.tokenizer)
+                    result = json.loads(other.with_suffix(".json").read_text())
+                else:
+                    model = new_model(workload, run.seed) if before is None else load(before).model
+                    result = asdict(train_attempt(run, workload, number, attempt, model, words, hay, here))
+                write_json(result, kept)
+                here.with_suffix(".from").write_text(comes_from)
             found.append(stage_from(json.loads(kept.read_text())))
-            if before is not None:
-                shutil.rmtree(before, ignore_errors=True)
             before = here
             if not stage.gate or float(np.mean(list(found[-1].recall.values()))) >= stage.gate:
                 break
     return found
+
+
+def _comes_from(run: Run, workload: Workload, done: list[StageResult], number: int, attempt: int) -> str:
+    """A digest of what an attempt at stage `number` depends on, the text apart, which runs of a folder share."""
+    attempts = [*((stage.stage, stage.attempt) for stage in done), (workload.stages[number].name, attempt)]
+    return digest([run.seed, attempts, asdict(replace(workload, stages=workload.stages[: number + 1]))])
+
+
+def _done_elsewhere(here: Path, comes_from: str) -> Path | None:
+    """The checkpoint of another run that comes from the same."""
+    for said in sorted(here.parent.parent.glob(f"*/{here.name}.from")):
+        if said.read_text() == comes_from:
+            return said.with_suffix("")
+    return None
 
 
 def train_attempt(
@@ -141,12 +164,6 @@ def train_attempt(
 
 def _name(stage: Stage, attempt: int) -> str:
     return f"{stage.name.replace(' ', '-')}-{attempt}"
-
-
-def last_checkpoint(folder: Path) -> Path:
-    """The only one that a finished run keeps."""
-    (found,) = (path for path in folder.iterdir() if (path / "run.json").is_file())
-    return found
 
 
 def examined_model(model: Any, arm: Arm) -> Any:
@@ -191,8 +208,8 @@ def stage_from(fields: dict) -> StageResult:
 
 
 def main() -> None:
-    """Arguments: the size, the arm, the seed, the folder of runs and texts, and where the result goes. The checkpoint
-    of the last stage stays."""
+    """Arguments: the size, the arm, the seed, the folder of runs and texts, and where the result goes.
+    Checkpoints stay."""
     size, arm, seed, out, path = sys.argv[1:]
     run, began = Run(arm, int(seed)), time.time()
     folder = Path(out) / "runs" / run.name
