@@ -42,6 +42,8 @@ class Stage:
     attempts: int = 1
     """How often the stage is done, each time from where it ended before, until `gate` is reached. The run goes on after
     the last one in any case."""
+    test_rows: int = 256
+    """Validation rows that are answered after each attempt."""
 
 
 @dataclass(frozen=True)
@@ -60,8 +62,6 @@ class Workload:
     """Other frames or clips of the training material."""
     test_items: int = 300
     """Of each in the validation material."""
-    test_rows: int = 256
-    """Validation rows that are answered after each attempt."""
     embed_dim: int = 128
     """Model width."""
     layer_types: tuple[str, ...] = ("local", "global")
@@ -132,9 +132,9 @@ VIDEO = Workload(
         Stage("alone", 0, 32, 600, 1e-3, gate=0.97, attempts=3),
         Stage("4-frames", 4, 16, 150, 1e-3, gate=0.95, attempts=3),
         Stage("16-frames", 16, 8, 150, 1e-3, gate=0.95, attempts=2),
-        Stage("64-frames", 64, 4, 150, 1e-3, encoders=False, gate=0.97, attempts=2),
-        Stage("256-frames", 256, 2, 100, 1e-3, encoders=False, gate=0.97, attempts=2),
-        Stage("547-frames", 547, 1, 100, 5e-4, encoders=False, gate=0.98, attempts=2),
+        Stage("64-frames", 64, 4, 150, 5e-4, encoders=False, gate=0.97, attempts=2),
+        Stage("256-frames", 256, 2, 100, 3e-4, encoders=False, gate=0.97, attempts=2, test_rows=96),
+        Stage("547-frames", 547, 1, 100, 3e-4, encoders=False, gate=0.98, attempts=2, test_rows=64),
     ),
     FRAMES,
 )
@@ -146,9 +146,9 @@ AUDIO = Workload(
         Stage("alone", 0, 24, 300, 1e-3, gate=0.95, attempts=4),
         Stage("2-clips", 2, 16, 250, 1e-3, gate=0.9, attempts=4),
         Stage("8-clips", 8, 8, 200, 1e-3, gate=0.9, attempts=3),
-        Stage("64-clips", 64, 4, 200, 1e-3, encoders=False, gate=0.95, attempts=2),
-        Stage("256-clips", 256, 2, 120, 1e-3, encoders=False, gate=0.95, attempts=2),
-        Stage("684-clips", 684, 1, 100, 5e-4, encoders=False, gate=0.97, attempts=2),
+        Stage("64-clips", 64, 4, 200, 5e-4, encoders=False, gate=0.95, attempts=2),
+        Stage("256-clips", 256, 2, 120, 3e-4, encoders=False, gate=0.95, attempts=2, test_rows=96),
+        Stage("684-clips", 684, 1, 100, 3e-4, encoders=False, gate=0.97, attempts=2, test_rows=64),
     ),
     CLIPS,
     items=2500,

@@ -63,11 +63,10 @@ FULL_MEDIA = MediaSize(
 )
 QUICK_VIDEO = replace(
     VIDEO,
-    stages=(Stage("alone", 0, 2, 2, 1e-3), Stage("2-frames", 2, 2, 2, 1e-3, encoders=False)),
+    stages=(Stage("alone", 0, 2, 2, 1e-3, test_rows=2), Stage("2-frames", 2, 2, 2, 1e-3, encoders=False, test_rows=2)),
     items=8,
     plain=8,
     test_items=4,
-    test_rows=2,
     embed_dim=64,
     encoder_dim=32,
     encoder_layers=1,

@@ -150,7 +150,7 @@ def train_attempt(
     say(f"{run.name}: stage {number + 1} of {len(workload.stages)}, {stage.name}, attempt {attempt}")
     random = np.random.default_rng([run.seed, 1, number, attempt])
     trained = train_stage(model, training, stage, random, run.seed)
-    right = recall(trained.model, validation, stage, workload.test_rows, run.seed)
+    right = recall(trained.model, validation, stage, stage.test_rows, run.seed)
     say(f"{run.name}: {stage.name}, attempt {attempt}: {right:.1%} of validation rows")
     here.parent.mkdir(parents=True, exist_ok=True)
     save_run(trained.model, here, tokenizer=training.tokenizer, media=workload.media)
