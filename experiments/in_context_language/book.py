@@ -11,9 +11,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from experiments.in_context_language.english import ENGLISH, Part, draw_sentence, write
-from experiments.in_context_language.grammar import Grammar
+from experiments.in_context_language.grammar import PLAIN, Grammar
 from experiments.in_context_language.language import Language
-from experiments.in_context_language.rules import RULES, Rule, Wordings
+from experiments.in_context_language.rules import RULES, Rule, Wordings, rules_of
 from experiments.in_context_language.speech import speak
 
 
@@ -35,11 +35,11 @@ def write_book(language: Language, seed: int = 0) -> Book:
     """The book of a language; the seed chooses wordings and examples."""
     generator = random.Random(f"book {seed} {language.name}")
     rules, examples = [], []
-    for rule in RULES:
+    for rule in rules_of(language.plain):
         rules.append(generator.choice(_true_statement(rule, language.grammar)).format(**vars(language.grammar)))
-        sentence = draw_sentence(generator, language.vocabulary)
+        sentence = draw_sentence(generator, language.vocabulary, language.plain)
         while not rule.shows(sentence):
-            sentence = draw_sentence(generator, language.vocabulary)
+            sentence = draw_sentence(generator, language.vocabulary, language.plain)
         examples.append((write(sentence), speak(sentence, language)))
     words = tuple(sorted((english, word) for english, _, word in language.words))
     return Book(language.name, tuple(rules), tuple(examples), words)
@@ -62,7 +62,8 @@ def word_list_text(book: Book) -> str:
 def read_book(text: str) -> Language:
     """The language that a book describes: `grammar_text` and `word_list_text`, one after the other.
 
-    Raises ValueError where a line is not understood, or if something about the language is not said."""
+    Without prepositions it is a plain one. Raises ValueError where a line is not understood, or if something about the
+    language is not said."""
     name, words = "", []
     found: dict[str, Any] = {}
     for line in text.splitlines():
@@ -73,6 +74,8 @@ def read_book(text: str) -> Language:
         elif " = " in line:
             english, _, word = line.removeprefix("* ").partition(" = ")
             words.append((english, _PART_OF[english], word))
+    if not any(part == "preposition" for _, part, _ in words):
+        found = PLAIN | found
     if missing := [field.name for field in fields(Grammar) if field.name not in found]:
         raise ValueError(f"the book does not say: {', '.join(missing)}")
     return Language(name, Grammar(**found), tuple(words))

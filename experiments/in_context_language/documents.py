@@ -16,7 +16,7 @@ from experiments.in_context_language import glosses
 from experiments.in_context_language.book import grammar_text, word_list_text, write_book
 from experiments.in_context_language.english import Phrase, Sentence, draw_sentence, draw_short, write
 from experiments.in_context_language.grammar import Split
-from experiments.in_context_language.language import Language, Vocabulary, make_language
+from experiments.in_context_language.language import Language, LanguageSize, make_language
 from experiments.in_context_language.materials import Entry, Material, Pair
 from experiments.in_context_language.morphemes import Word, spell
 from experiments.in_context_language.prompts import Count, Direction, Prompt, Section, cut_sections
@@ -91,7 +91,7 @@ def make_document(
     direction: Direction,
     shots: int = 32,
     queries: int = 4,
-    size: Vocabulary = Vocabulary(),
+    size: LanguageSize = LanguageSize(),
     *,
     longest: int | None = None,
     task: Task = "gloss",
@@ -109,12 +109,12 @@ def make_document(
 
     def asked_for() -> Sentence | Phrase:
         if longest is None:
-            return draw_sentence(generator, language.vocabulary)
-        return draw_short(generator, language.vocabulary, longest)
+            return draw_sentence(generator, language.vocabulary, language.plain)
+        return draw_short(generator, language.vocabulary, longest, language.plain)
 
     asked = _draw(asked_for, language, queries, taken)
     shots = shots if "sentences" in parts else 0
-    told = _draw(lambda: draw_sentence(generator, language.vocabulary), language, shots, taken)
+    told = _draw(lambda: draw_sentence(generator, language.vocabulary, language.plain), language, shots, taken)
     texts = {"rules": grammar_text(book, False), "grammar": grammar_text(book), "words": word_list_text(book)}
     return Document(
         language,

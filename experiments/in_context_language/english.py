@@ -38,6 +38,8 @@ ENGLISH: dict[Part, tuple[str, ...]] = {
 
 LONGEST = 8
 """Words of the word list in the longest sentence: three nouns with adjectives, a verb and a preposition."""
+LONGEST_PLAIN = 5
+"""Without a place."""
 
 
 @dataclass(frozen=True)
@@ -94,9 +96,9 @@ def read(text: str) -> Sentence:
     return sentence
 
 
-def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[str]]) -> Sentence:
-    """A sentence made of these words: half of the verbs have an object, a third of the sentences a place, two fifths of
-    the nouns an adjective."""
+def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[str]], plain: bool = False) -> Sentence:
+    """A sentence made of these words: two thirds of the verbs have an object, a third of the sentences a place, two
+    fifths of the nouns an adjective, a quarter is negated. plain: no place, and nothing is negated."""
 
     def phrase() -> Phrase:
         adjective = generator.choice(vocabulary["adjective"]) if generator.random() < 0.4 else None
@@ -105,7 +107,7 @@ def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[s
     transitive = generator.random() < 0.65
     verb = generator.choice(vocabulary["transitive verb" if transitive else "intransitive verb"])
     subject, found = phrase(), phrase() if transitive else None
-    somewhere = generator.random() < 0.33
+    somewhere = generator.random() < 0.33 and not plain
     return Sentence(
         subject,
         verb,
@@ -113,19 +115,22 @@ def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[s
         generator.choice(vocabulary["preposition"]) if somewhere else None,
         phrase() if somewhere else None,
         generator.choice(TENSES),
-        generator.random() < 0.25,
+        generator.random() < 0.25 and not plain,
     )
 
 
-def draw_short(generator: random.Random, vocabulary: Mapping[Part, Sequence[str]], longest: int) -> Sentence | Phrase:
+def draw_short(
+    generator: random.Random, vocabulary: Mapping[Part, Sequence[str]], longest: int, plain: bool = False
+) -> Sentence | Phrase:
     """A sentence or a noun phrase with 1 .. `longest` words of the word list, each number equally often; half of what
-    has two of them is a noun phrase. No sentence has more than LONGEST."""
-    assert 1 <= longest <= LONGEST, f"{longest} words, of at most {LONGEST}"
+    has two of them is a noun phrase. No sentence has more than LONGEST, no plain one more than LONGEST_PLAIN."""
+    most = LONGEST_PLAIN if plain else LONGEST
+    assert 1 <= longest <= most, f"{longest} words, of at most {most}"
     words = generator.randint(1, longest)
     if words == 1 or (words == 2 and generator.random() < 0.5):
         adjective = generator.choice(vocabulary["adjective"]) if words == 2 else None
         return Phrase(generator.choice(vocabulary["noun"]), generator.random() < 0.5, adjective)
-    while count_words(sentence := draw_sentence(generator, vocabulary)) != words:
+    while count_words(sentence := draw_sentence(generator, vocabulary, plain)) != words:
         pass
     return sentence
 

@@ -84,10 +84,12 @@ def _curve(workload: Workload) -> list[int]:
 
 def documents_of(setting: Setting, workload: Workload) -> list[Document]:
     """The same questions in every context and number of shots, in both directions."""
-    asked, task = workload.test_questions, workload.stages[-1].task
+    asked, last = workload.test_questions, workload.stages[-1]
 
     def make(seed: int) -> Document:
-        return make_document(seed, "test", setting.context, setting.direction, setting.shots, asked, task=task)
+        return make_document(
+            seed, "test", setting.context, setting.direction, setting.shots, asked, last.size, task=last.task
+        )
 
     documents = [make(seed) for seed in range(workload.test_languages)]
     if setting.book == "right":
@@ -132,11 +134,11 @@ def _test_document(stage: Stage, seed: int, direction: Direction) -> Document:
     """An unseen language: its words after its word list, or sentences of the stage's length after its rules, whose
     glosses are asked for, or after rules and words."""
     if stage.tested == "words":
-        return lookup_document(seed, "test", direction, ASKED, stage.vocabulary, stage.task)
+        return lookup_document(seed, "test", direction, ASKED, stage.size, stage.task)
     if stage.tested == "order":
-        return order_document(seed, "test", ASKED, stage.vocabulary, stage.longest)
+        return order_document(seed, "test", ASKED, stage.size, stage.longest)
     return make_document(
-        seed, "test", BOOK_IS_ENOUGH, direction, 0, ASKED, stage.vocabulary, longest=stage.longest, task=stage.task
+        seed, "test", BOOK_IS_ENOUGH, direction, 0, ASKED, stage.size, longest=stage.longest, task=stage.task
     )
 
 

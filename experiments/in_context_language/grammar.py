@@ -1,13 +1,14 @@
 """The grammar of a made-up language: what can differ between languages, and which combinations are for testing.
 
 Held out are combinations, not rules: of the 60 triples (word order, adposition, negation) 12 are for testing alone,
-though each rule by itself, and each pair of two such rules, is found in training too.
+though each rule by itself, and each pair of two such rules, is found in training too. Plain languages, which have few
+rules, are divided by (word order, side of adjectives, sign of the plural) in the same way.
 """
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import Literal, get_args
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
 
 Split = Literal["train", "test"]
 Side = Literal["before", "after"]
@@ -64,6 +65,24 @@ class Grammar:
     """Whether the affix of tense stands nearer to the verb than that of agreement."""
 
 
+PLAIN: dict[str, Any] = {
+    "adposition": "before",
+    "place": "last",
+    "negation": "word before",
+    "negation_form": "",
+    "case": "none",
+    "subject_form": "",
+    "object_form": "",
+    "verb_agreement": "none",
+    "verb_agreement_form": "",
+    "adjective_agreement": "none",
+    "adjective_agreement_form": "",
+    "tense_inside": True,
+}
+"""What plain languages share and their books do not mention. Their plural and tense are prefixes or suffixes."""
+PLAIN_AFFIXES = ("prefix", "suffix")
+
+
 FORMS = tuple(field.name for field in fields(Grammar) if field.name.endswith("_form"))
 
 
@@ -74,16 +93,24 @@ def profile(grammar: Grammar) -> tuple:
 
 def split_of(grammar: Grammar) -> Split:
     """Test for every fifth (word order, adposition, negation): of two triples that differ in the adposition alone at
-    least one is for training."""
-    number = ORDERS.index(grammar.order) + NEGATIONS.index(grammar.negation) + 2 * SIDES.index(grammar.adposition)
-    return "test" if number % 5 == 0 else "train"
+    least one is for training. Of plain grammars, for every fifth (word order, adjective, number)."""
+    side, sign = SIDES.index(grammar.adposition), NEGATIONS.index(grammar.negation)
+    if is_plain(grammar):
+        side, sign = SIDES.index(grammar.adjective), NUMBERS.index(grammar.number)
+    return "test" if (ORDERS.index(grammar.order) + sign + 2 * side) % 5 == 0 else "train"
 
 
-def draw_grammar(generator: random.Random, split: Split, draw_affix: Callable[[], str]) -> Grammar:
-    """A random grammar of the split; `draw_affix` gives a new short form at each call."""
+def is_plain(grammar: Grammar) -> bool:
+    """Whether it has what PLAIN says; no other one is without a sign of negation."""
+    return not grammar.negation_form
+
+
+def draw_grammar(generator: random.Random, split: Split, draw_affix: Callable[[], str], plain: bool = False) -> Grammar:
+    """A random grammar of the split, plain or not; `draw_affix` gives a new short form at each call."""
     choose = generator.choice
+    numbers, markings = (PLAIN_AFFIXES, PLAIN_AFFIXES) if plain else (NUMBERS, TENSE_MARKINGS)
     while True:
-        negation, number, tense, case = choose(NEGATIONS), choose(NUMBERS), choose(TENSE_MARKINGS), choose(AFFIXES)
+        negation, number, tense, case = choose(NEGATIONS), choose(numbers), choose(markings), choose(AFFIXES)
         verbs, adjectives = choose(AFFIXES), choose(AFFIXES)
         unmarked, marked = choose((0, 1, 2, None)), choose(("subject", "object", "both"))
         tenses = ["" if number == unmarked else draw_affix() for number in range(3)]
@@ -109,5 +136,6 @@ def draw_grammar(generator: random.Random, split: Split, draw_affix: Callable[[]
             adjective_agreement_form="" if adjectives == "none" else draw_affix(),
             tense_inside=choose((True, False)),
         )
+        grammar = replace(grammar, **PLAIN) if plain else grammar
         if split_of(grammar) == split:
             return grammar

@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import product
 
 from experiments.in_context_language.english import ENGLISH, TENSES, Part
-from experiments.in_context_language.grammar import FORMS, Grammar, Split, draw_grammar
+from experiments.in_context_language.grammar import FORMS, Grammar, Split, draw_grammar, is_plain
 from experiments.in_context_language.morphemes import (
     Morpheme,
     agree,
@@ -29,19 +29,28 @@ SYLLABLES = ("cv", "cv", "cvc", "v", "vc")
 
 
 @dataclass(frozen=True)
-class Vocabulary:
-    """How many words of each kind a language has; the English words are drawn for each language."""
+class LanguageSize:
+    """How many words of each kind a language has, the English ones drawn for each language, and how many rules."""
 
     nouns: int = 10
     transitive_verbs: int = 4
     intransitive_verbs: int = 3
     adjectives: int = 4
     prepositions: int = 2
+    """Without them there are no places."""
+    plain: bool = False
+    """Languages differ in word order, the side of adjectives, and affixes of plural and tense alone; nothing is negated
+    and no place is named (`grammar.PLAIN`)."""
 
     def __post_init__(self):
+        if self.plain != (self.prepositions == 0):
+            raise UserError(f"a plain language has no prepositions, another one has some: not {self}")
         for part, count in self.counts.items():
-            if not 1 <= count <= len(ENGLISH[part]):
-                raise UserError(f"a language must have 1 .. {len(ENGLISH[part])} words of the kind {part}, not {count}")
+            least = 0 if part == "preposition" else 1
+            if not least <= count <= len(ENGLISH[part]):
+                raise UserError(
+                    f"a language must have {least} .. {len(ENGLISH[part])} words of the kind {part}, not {count}"
+                )
 
     @property
     def counts(self) -> dict[Part, int]:
@@ -74,8 +83,13 @@ class Language:
         """The English words of each part of speech."""
         return {part: tuple(english for english, kind, _ in self.words if kind == part) for part in ENGLISH}
 
+    @property
+    def plain(self) -> bool:
+        """Whether it has few rules (`LanguageSize.plain`)."""
+        return is_plain(self.grammar)
 
-def make_language(seed: int, split: Split = "train", size: Vocabulary = Vocabulary()) -> Language:
+
+def make_language(seed: int, split: Split = "train", size: LanguageSize = LanguageSize()) -> Language:
     """The language of this seed. Languages in which two words could sound alike, with all of their affixes, are drawn
     anew."""
     for attempt in range(1000):
@@ -90,7 +104,7 @@ def split_of_word(word: str) -> Split:
     return "test" if zlib.crc32(word.encode()) % 5 == 0 else "train"
 
 
-def _draw(generator: random.Random, split: Split, size: Vocabulary) -> Language:
+def _draw(generator: random.Random, split: Split, size: LanguageSize) -> Language:
     consonants = generator.sample(CONSONANTS, generator.randint(7, 11))
     vowels = generator.sample(VOWELS, generator.randint(3, 5))
     shapes = sorted(set(generator.sample(SYLLABLES, 3)) | {"cv"})
@@ -122,7 +136,7 @@ def _draw(generator: random.Random, split: Split, size: Vocabulary) -> Language:
         for part, count in size.counts.items()
         for english in generator.sample(ENGLISH[part], count)
     )
-    return Language(name, draw_grammar(generator, split, lambda: draw(affix)), words)
+    return Language(name, draw_grammar(generator, split, lambda: draw(affix), size.plain), words)
 
 
 def _ambiguous(language: Language) -> bool:

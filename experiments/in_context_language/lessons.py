@@ -27,7 +27,7 @@ from experiments.in_context_language.documents import (
 )
 from experiments.in_context_language.facts import Facts, asked_again, draw_facts, facts_record
 from experiments.in_context_language.grammar import Split
-from experiments.in_context_language.language import Vocabulary, make_language
+from experiments.in_context_language.language import LanguageSize, make_language
 from experiments.in_context_language.morphemes import Morpheme
 from experiments.in_context_language.prompts import DIRECTIONS, Count, Direction
 from experiments.in_context_language.stages import Stage
@@ -41,7 +41,7 @@ def lookup_document(
     split: Split,
     direction: Direction,
     words: int,
-    size: Vocabulary = Vocabulary(),
+    size: LanguageSize = LanguageSize(),
     task: Task = "gloss",
 ) -> Document:
     """A word list, and single words to be translated, drawn with replacement."""
@@ -52,7 +52,7 @@ def lookup_document(
     return Document(language, direction, "word list", (word_list_text(write_book(language, seed)),), (), asked, task)
 
 
-def order_document(seed: int, split: Split, number: int, size: Vocabulary, longest: int | None) -> Document:
+def order_document(seed: int, split: Split, number: int, size: LanguageSize, longest: int | None) -> Document:
     """The rules, and sentences whose glosses are to be put into the order of the language."""
     return make_document(seed, split, "rules", "from English", 0, number, size, longest=longest, task="order")
 
@@ -81,7 +81,7 @@ def lesson(stage: Stage, seed: int, count: Count) -> tuple[dict[str, Any], int]:
     if kind == "facts":
         return _facts_lesson(stage, seed, count)
     if kind == "order":
-        document = order_document(seed, "train", stage.orders_asked, stage.vocabulary, stage.longest)
+        document = order_document(seed, "train", stage.orders_asked, stage.size, stage.longest)
     elif kind in CONTEXTS:
         document = make_document(
             seed,
@@ -90,12 +90,12 @@ def lesson(stage: Stage, seed: int, count: Count) -> tuple[dict[str, Any], int]:
             direction,
             shots,
             stage.questions,
-            stage.vocabulary,
+            stage.size,
             longest=stage.longest,
             task=stage.task,
         )
     else:
-        document = lookup_document(seed, "train", direction, stage.words_asked, stage.vocabulary, stage.task)
+        document = lookup_document(seed, "train", direction, stage.words_asked, stage.size, stage.task)
     while True:
         record = recall_record(document) if kind == "recall" else training_record(document, not stage.glosses)
         tokens = _predictions(record, count)

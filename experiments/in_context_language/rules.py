@@ -327,3 +327,10 @@ RULES = (
     ),
 )
 """All topics, in the order of the book."""
+PLAIN_TOPICS = ("order", "articles", "adjective", "number", "tense", "past", "present", "future")
+"""Those of the book of a plain language."""
+
+
+def rules_of(plain: bool) -> tuple[Rule, ...]:
+    """What a book states."""
+    return tuple(rule for rule in RULES if rule.topic in PLAIN_TOPICS) if plain else RULES

@@ -39,7 +39,7 @@ def understand(text: str, language: Language) -> list[Sentence]:
 
     Every possible build of a sentence is laid out with gaps for the words; a build fits if each gap can be filled."""
     words, found = text.split(), []
-    for build in _builds():
+    for build in _builds(language.plain):
         shape = list(map(spell, _lay_out(build, language, {gap: gap for gap in _GAPS})))
         if len(shape) == len(words):
             found += [
@@ -115,15 +115,16 @@ _GAPS: dict[str, Part] = {
 """What stands for the words of a build."""
 
 
-def _builds() -> Iterator[Sentence]:
+def _builds(plain: bool) -> Iterator[Sentence]:
     """Every sentence but for its words."""
     kinds = list(product((False, True), (False, True)))
+    places, negations = ((None,), (False,)) if plain else ((None, *kinds), (False, True))
 
     def phrase(name: str, kind: tuple[bool, bool] | None) -> Phrase | None:
         return Phrase(f"<{name}>", kind[0], f"<{name}'s>" if kind[1] else None) if kind else None
 
-    for subject, found, place in product(kinds, (None, *kinds), (None, *kinds)):
-        for tense, negated in product(TENSES, (False, True)):
+    for subject, found, place in product(kinds, (None, *kinds), places):
+        for tense, negated in product(TENSES, negations):
             yield Sentence(
                 cast(Phrase, phrase("subject", subject)),
                 "<transitive>" if found else "<intransitive>",

@@ -15,7 +15,7 @@ from typing import Literal
 
 from experiments.in_context_language.documents import CONTEXTS, Task
 from experiments.in_context_language.facts import FactsConfig
-from experiments.in_context_language.language import Vocabulary
+from experiments.in_context_language.language import LanguageSize
 from zoo.data import DataConfig
 from zoo.models import GeminiConfig
 from zoo.recipes import Recipe
@@ -42,8 +42,8 @@ class Stage:
     with sentences."""
     facts: FactsConfig = FactsConfig()
     """What rows of facts hold."""
-    vocabulary: Vocabulary = Vocabulary()
-    """Words of a language."""
+    size: LanguageSize = LanguageSize()
+    """Words and rules of a language; those of the last stage are also tested in the end."""
     questions: int = 4
     """Sentences to be translated, of a document."""
     longest: int | None = None

@@ -21,7 +21,7 @@ import tyro
 from experiments.in_context_language import glosses
 from experiments.in_context_language.documents import CONTEXTS, HEAD, make_document, make_prompts, training_record
 from experiments.in_context_language.english import ENGLISH, draw_sentence, write
-from experiments.in_context_language.language import Vocabulary
+from experiments.in_context_language.language import LanguageSize
 from experiments.in_context_language.morphemes import GRAMMATICAL
 from experiments.in_context_language.prompts import DIRECTIONS
 from experiments.in_context_language.rules import RULES
@@ -55,7 +55,7 @@ class SyntheticConfig:
     """Whether the translations of example sentences count in training."""
     glosses: bool = True
     """Whether what is asked is glossed before it is translated."""
-    vocabulary: Vocabulary = Vocabulary()
+    size: LanguageSize = LanguageSize()
     """Words of a language."""
     seed: int = 0
     """Of what each training document holds; language i is that of seed + i."""
@@ -81,7 +81,7 @@ def train_records(config: SyntheticConfig) -> Iterator[dict[str, Any]]:
         context, direction = generator.choice(config.contexts), generator.choice(DIRECTIONS)
         shots = round(config.most_shots ** generator.random())
         seed = config.seed + number
-        sizes = (shots, config.queries, config.vocabulary)
+        sizes = (shots, config.queries, config.size)
         document = make_document(
             seed, "train", context, direction, *sizes, task="gloss" if config.glosses else "translate"
         )
@@ -94,7 +94,7 @@ def test_prompts(config: SyntheticConfig) -> Iterator[dict[str, Any]]:
     settings += [("sentences", shots) for shots in SHOTS if shots <= config.most_test_shots]
     for seed in range(config.test_languages):
         for (context, shots), direction in product(settings, DIRECTIONS):
-            sizes = (shots, config.queries, config.vocabulary)
+            sizes = (shots, config.queries, config.size)
             document = make_document(
                 seed, "test", context, direction, *sizes, task="gloss" if config.glosses else "translate"
             )

@@ -4,11 +4,12 @@ from dataclasses import replace
 
 from experiments.in_context_language.documents import CONTEXTS
 from experiments.in_context_language.facts import FactsConfig
-from experiments.in_context_language.language import Vocabulary
+from experiments.in_context_language.language import LanguageSize
 from experiments.in_context_language.stages import Stage, Workload
 
-SEVEN_WORDS = Vocabulary(nouns=3, transitive_verbs=1, intransitive_verbs=1, adjectives=1, prepositions=1)
-TWELVE_WORDS = Vocabulary(nouns=5, transitive_verbs=2, intransitive_verbs=2, adjectives=2, prepositions=1)
+FEW_RULES = LanguageSize(adjectives=6, prepositions=0, plain=True)
+SEVEN_WORDS = replace(FEW_RULES, nouns=4, transitive_verbs=1, intransitive_verbs=1, adjectives=1)
+TWELVE_WORDS = replace(FEW_RULES, nouns=5, transitive_verbs=2, intransitive_verbs=2, adjectives=3)
 FACTS = Stage("facts", ("facts",), 96, 8, 1800, window=8, learning_rate=1.5e-3, words_asked=8,
               tested="facts", gate=0.95, attempts=3)  # fmt: skip
 SPELLED = replace(
@@ -31,7 +32,7 @@ FULL = Workload(
             steps=800,
             window=32,
             learning_rate=1.5e-3,
-            vocabulary=SEVEN_WORDS,
+            size=SEVEN_WORDS,
             words_asked=10,
             tested="words",
             gate=0.9,
@@ -43,6 +44,7 @@ FULL = Workload(
             sequence_length=640,
             batch_size=4,
             steps=500,
+            size=FEW_RULES,
             words_asked=16,
             tested="words",
             gate=0.8,
@@ -52,9 +54,10 @@ FULL = Workload(
             "order",
             # Some documents ask for words, here and below, so that this is not lost.
             kinds=("lookup", *("order",) * 4),
-            sequence_length=640,
-            batch_size=4,
-            steps=1200,
+            sequence_length=448,
+            batch_size=6,
+            steps=1000,
+            size=FEW_RULES,
             longest=5,
             words_asked=16,
             tested="order",
@@ -68,7 +71,7 @@ FULL = Workload(
             batch_size=3,
             steps=1300,
             # Fewer words, for there is room for twice as many questions then.
-            vocabulary=TWELVE_WORDS,
+            size=TWELVE_WORDS,
             longest=3,
             questions=12,
             words_asked=16,
@@ -78,20 +81,22 @@ FULL = Workload(
         Stage(
             "sentences",
             kinds=("lookup", "order", *("rules + word list",) * 6),
-            sequence_length=1536,
+            sequence_length=1344,
             batch_size=2,
-            steps=1300,
-            window=192,
+            steps=1200,
+            window=160,
+            size=FEW_RULES,
             questions=10,
             words_asked=16,
         ),
         Stage(
             "all contexts",
             kinds=("lookup", *CONTEXTS),
-            sequence_length=3072,
+            sequence_length=2112,
             batch_size=1,
             steps=900,
-            window=192,
+            window=160,
+            size=FEW_RULES,
             questions=6,
             most_shots=16,
         ),
@@ -100,14 +105,14 @@ FULL = Workload(
 QUICK = Workload(
     stages=(
         Stage("facts", ("facts",), 96, 4, 4, window=8, words_asked=4, tested="facts"),
-        Stage("words", ("recall", "lookup"), 512, 2, 6, vocabulary=SEVEN_WORDS, words_asked=4, tested="words"),
+        Stage("words", ("recall", "lookup"), 512, 2, 6, size=SEVEN_WORDS, words_asked=4, tested="words"),
         Stage(
             "all contexts",
             ("lookup", "rules + word list", "sentences"),
             640,
             2,
             6,
-            vocabulary=SEVEN_WORDS,
+            size=SEVEN_WORDS,
             questions=1,
             words_asked=4,
             most_shots=2,

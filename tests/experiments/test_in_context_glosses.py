@@ -19,7 +19,7 @@ from experiments.in_context_language.english import (
 from experiments.in_context_language.evaluation import Setting, find_unseen
 from experiments.in_context_language.glosses import MARKER, translation_in, write_gloss, write_order
 from experiments.in_context_language.grammar import NUMBERS, Grammar
-from experiments.in_context_language.language import Vocabulary, make_language
+from experiments.in_context_language.language import LanguageSize, make_language
 from experiments.in_context_language.lessons import lesson, order_document
 from experiments.in_context_language.morphemes import GRAMMATICAL, PLURAL, Word, spell
 from experiments.in_context_language.prompts import DIRECTIONS, encode_prompt
@@ -151,7 +151,7 @@ def test_training_without_glosses_never_asks_for_one(tokenizer):
 
 
 def test_the_order_of_glosses_is_asked_for_without_any_form():
-    document = order_document(5, "test", 6, Vocabulary(), 5)
+    document = order_document(5, "test", 6, LanguageSize(), 5)
     prompts, record = make_prompts(document), training_record(document)
     assert document.book and document.context == "rules"
     for prompt, query in zip(prompts, document.queries, strict=True):
@@ -159,7 +159,7 @@ def test_the_order_of_glosses_is_asked_for_without_any_form():
         assert set(query.translation.replace(",", "").split()) <= {*document.language.word_of, *GRAMMATICAL}
     assert [part["text"] for part in record["content"] if part["loss"]] == [query.answer for query in document.queries]
     sentence = Sentence(Phrase("dog", True, "small"), "wait", tense="past")
-    words = parse(sentence, make_language(1, "train", Vocabulary(40, 18, 10, 16, 8)))
+    words = parse(sentence, make_language(1, "train", LanguageSize(40, 18, 10, 16, 8)))
     assert write_order(words).count(",") == len(words) - 1 and "dog" in write_order(words).replace(",", "").split()
 
 

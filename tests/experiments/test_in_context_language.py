@@ -4,6 +4,7 @@ import dataclasses
 import json
 import random
 import sys
+from itertools import product
 
 import pytest
 from flax import nnx
@@ -14,8 +15,8 @@ from experiments.in_context_language.baselines import WordByWord, baselines, tab
 from experiments.in_context_language.book import grammar_text, read_book, word_list_text, write_book
 from experiments.in_context_language.documents import CONTEXTS, make_document, make_prompts, training_record
 from experiments.in_context_language.english import ENGLISH, Phrase, Sentence, draw_sentence, read, write
-from experiments.in_context_language.grammar import NEGATIONS, ORDERS, SIDES, profile, split_of
-from experiments.in_context_language.language import Vocabulary, make_language, split_of_word
+from experiments.in_context_language.grammar import NEGATIONS, ORDERS, PLAIN_AFFIXES, SIDES, profile, split_of
+from experiments.in_context_language.language import LanguageSize, make_language, split_of_word
 from experiments.in_context_language.materials import (
     Entry,
     HeldOut,
@@ -27,16 +28,20 @@ from experiments.in_context_language.materials import (
     without_tests,
 )
 from experiments.in_context_language.prompts import Section, cut_sections, encode_prompt
-from experiments.in_context_language.rules import RULES
+from experiments.in_context_language.rules import rules_of
 from experiments.in_context_language.scores import first_line, score
 from experiments.in_context_language.speech import speak, understand
 from experiments.in_context_language.synthetic import SHOTS, SyntheticConfig, write_synthetic
+from experiments.in_context_language.workloads import FEW_RULES
 from zoo.data import DataConfig, load_tokenizer, open_corpus, train_tokenizer
 from zoo.data.rendering import render_text
 from zoo.errors import UserError
 from zoo.models.gemini import Gemini, GeminiConfig
 
 LANGUAGES = [(seed, split) for split in ("train", "test") for seed in range(6)]
+SIZES = [pytest.param(LanguageSize(), id="rich"), pytest.param(FEW_RULES, id="plain")]
+DIVIDED_BY = {False: ("order", "adposition", "negation"), True: ("order", "adjective", "number")}
+"""Rules whose combinations are held out, of rich and of plain languages."""
 
 
 def words_of(text: str) -> set[str]:
@@ -46,29 +51,33 @@ def words_of(text: str) -> set[str]:
 # ---- made-up languages
 
 
+@pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("examples", [False, True])
-def test_a_reader_of_the_book_alone_translates_every_sentence_that_it_never_saw(examples):
+def test_a_reader_of_the_book_alone_translates_every_sentence_that_it_never_saw(examples, size):
     for seed, split in LANGUAGES:
-        language = make_language(seed, split)
+        language = make_language(seed, split, size)
         book = write_book(language, seed)
         learned = read_book(grammar_text(book, examples) + word_list_text(book))
-        for query in make_document(seed, split, "all", "from English", queries=12).queries:
+        assert learned.plain == language.plain == size.plain
+        for query in make_document(seed, split, "all", "from English", 2, 12, size).queries:
             assert speak(read(query.source), learned) == query.translation
 
 
-def test_the_reader_of_the_book_translates_back_and_every_sentence_has_one_reading():
+@pytest.mark.parametrize("size", SIZES)
+def test_the_reader_of_the_book_translates_back_and_every_sentence_has_one_reading(size):
     for seed, split in LANGUAGES[::3]:
-        book = write_book(make_language(seed, split), seed)
+        book = write_book(make_language(seed, split, size), seed)
         learned = read_book(grammar_text(book) + word_list_text(book))
-        for query in make_document(seed, split, "none", "into English", queries=4).queries:
+        for query in make_document(seed, split, "none", "into English", 2, 4, size).queries:
             assert [write(sentence) for sentence in understand(query.source, learned)] == [query.translation]
 
 
-def test_every_rule_of_the_book_is_needed():
+@pytest.mark.parametrize("size", SIZES)
+def test_every_rule_of_the_book_is_needed(size):
     told = {"articles", "affixes of nouns"}  # what is the same in every language can be left out
-    language = make_language(3, "train")
+    language = make_language(3, "train", size)
     book = write_book(language)
-    for number, rule in enumerate(RULES):
+    for number, rule in enumerate(rules_of(size.plain)):
         rules = (*book.rules[:number], *book.rules[number + 1 :])
         shorter = dataclasses.replace(book, rules=rules, examples=book.examples[1:])
         if rule.topic in told:
@@ -98,31 +107,31 @@ def test_english_has_one_wording_for_each_meaning():
             read(wrong)
 
 
-def test_languages_of_training_and_testing_share_no_word_and_no_triple_of_rules():
+@pytest.mark.parametrize("size", SIZES)
+def test_languages_of_training_and_testing_share_no_word_and_no_triple_of_rules(size):
     languages = {
-        split: [make_language(s, kind) for s, kind in LANGUAGES if kind == split] for split in ("train", "test")
+        split: [make_language(s, kind, size) for s, kind in LANGUAGES if kind == split] for split in ("train", "test")
     }
     for split, members in languages.items():
         assert {split_of(language.grammar) for language in members} == {split}
         assert {split_of_word(word) for language in members for _, _, word in language.words} == {split}
     triples = {
-        split: {(m.grammar.order, m.grammar.adposition, m.grammar.negation) for m in members}
+        split: {tuple(getattr(m.grammar, name) for name in DIVIDED_BY[size.plain]) for m in members}
         for split, members in languages.items()
     }
     assert not triples["train"] & triples["test"]
-    assert len({profile(m.grammar) for m in languages["train"]}) == len(languages["train"])
+    assert size.plain or len({profile(m.grammar) for m in languages["train"]}) == len(languages["train"])
 
 
-def test_every_pair_of_rules_of_a_test_language_is_trained_on():
-    grammar = make_language(0, "train").grammar
+@pytest.mark.parametrize("size", SIZES)
+def test_every_pair_of_rules_of_a_test_language_is_trained_on(size):
+    grammar, names = make_language(0, "train", size).grammar, DIVIDED_BY[size.plain]
+    values = (ORDERS, SIDES, PLAIN_AFFIXES if size.plain else NEGATIONS)
     combinations = {
-        (order, side, negation): split_of(dataclasses.replace(grammar, order=order, adposition=side, negation=negation))
-        for order in ORDERS
-        for side in SIDES
-        for negation in NEGATIONS
+        triple: split_of(dataclasses.replace(grammar, **dict(zip(names, triple)))) for triple in product(*values)
     }
     trained = [triple for triple, split in combinations.items() if split == "train"]
-    assert len(trained) == 48 and len(combinations) == 60
+    assert (len(trained), len(combinations)) == ((19, 24) if size.plain else (48, 60))
     for a, b in ((0, 1), (0, 2), (1, 2)):
         assert {(t[a], t[b]) for t in trained} == {(t[a], t[b]) for t in combinations}
 
@@ -174,7 +183,9 @@ def test_training_reads_the_documents_and_prompts_are_tokenised_as_they_are(tmp_
 
 def test_wrong_sizes_and_contexts_are_named():
     with pytest.raises(UserError, match="1 .. 40 words of the kind noun, not 41"):
-        Vocabulary(nouns=41)
+        LanguageSize(nouns=41)
+    with pytest.raises(UserError, match="a plain language has no prepositions"):
+        LanguageSize(plain=True)
     with pytest.raises(UserError, match="unknown context 'sentence'; did you mean 'sentences'"):
         make_document(0, "train", "sentence", "from English")
 

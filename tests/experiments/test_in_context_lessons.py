@@ -10,7 +10,7 @@ from experiments.in_context_language.documents import CONTEXTS, make_document, t
 from experiments.in_context_language.english import draw_sentence, write
 from experiments.in_context_language.facts import FactsConfig, draw_facts, facts_prompts, facts_record
 from experiments.in_context_language.glosses import MARKER
-from experiments.in_context_language.language import Vocabulary, make_language, split_of_word
+from experiments.in_context_language.language import LanguageSize, make_language, split_of_word
 from experiments.in_context_language.lessons import KINDS, lesson, lessons, lookup_document, recall_record
 from experiments.in_context_language.prompts import DIRECTIONS
 from experiments.in_context_language.spelling import make_tokenizer
@@ -63,7 +63,7 @@ def test_a_stage_reads_documents_of_its_kinds_that_fit_with_loss_on_translations
         seen.add(kind)
         if kind == "facts":
             continue
-        language = make_language(seed, "train", stage.vocabulary)
+        language = make_language(seed, "train", stage.size)
         own = {word for _, _, word in language.words}
         lines = counted(record).splitlines()
         if kind == "rules" and "order" in stage.kinds:  # glosses without forms
@@ -156,5 +156,5 @@ def test_facts_count_what_can_be_looked_up_and_test_rows_are_other_rows(tokenize
 
 
 def test_the_vocabulary_of_a_stage_is_one_that_languages_can_have():
-    assert all(isinstance(stage.vocabulary, Vocabulary) for stage in (*FULL.stages, *QUICK.stages))
+    assert all(isinstance(stage.size, LanguageSize) for stage in (*FULL.stages, *QUICK.stages))
     assert len(make_language(0, "train", SEVEN_WORDS).words) == 7
