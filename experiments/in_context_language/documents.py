@@ -9,7 +9,7 @@ that is learned, glosses are asked for without forms.
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from experiments.in_context_language import glosses
@@ -54,6 +54,8 @@ class Query:
     """What is right."""
     gloss: str = ""
     """Written before the translation; "": nothing is."""
+    rules: str = ""
+    """Written before the gloss: the rules in short, in the first answer of a document."""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -63,7 +65,8 @@ class Query:
     @property
     def answer(self) -> str:
         """All that follows the question. The space belongs to the answer: pieces of a tokenizer begin with it."""
-        return f"{self.gloss}{glosses.MARKER if self.gloss else ''} {self.translation}\n"
+        before = self.rules + self.gloss
+        return f"{before}{glosses.MARKER if before else ''} {self.translation}\n"
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,7 @@ def make_document(
         return draw_short(generator, language.vocabulary, longest, language.plain)
 
     asked = _draw(asked_for, language, queries, taken)
+    short = "" if task == "translate" else glosses.write_rules(language.grammar)
     shots = shots if "sentences" in parts else 0
     told = _draw(lambda: draw_sentence(generator, language.vocabulary, language.plain), language, shots, taken)
     texts = {"rules": grammar_text(book, False), "grammar": grammar_text(book), "words": word_list_text(book)}
@@ -122,7 +126,10 @@ def make_document(
         context,
         tuple(text for part, text in texts.items() if part in parts),
         tuple(make_query(english, words, direction, "translate").pair for english, words in told),
-        tuple(make_query(english, words, direction, task) for english, words in asked),
+        tuple(
+            replace(make_query(english, words, direction, task), rules="" if number else short)
+            for number, (english, words) in enumerate(asked)
+        ),
         task,
     )
 

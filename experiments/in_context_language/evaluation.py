@@ -148,7 +148,7 @@ def _exact(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]
 
 
 def _translations(given: Sequence[str], task: Task) -> list[str]:
-    return [translation_in(text) if task == "gloss" else text for text in given]
+    return [text if task == "translate" else translation_in(text) for text in given]
 
 
 def _answers(model: LanguageModel, tokenizer: Tokenizer, prompts: Sequence[Prompt]) -> list[str]:

@@ -11,10 +11,19 @@ are between words. A model that writes the answer at once must, for each word, c
 form and look it up in a single step; here these are steps of their own, and a lookup is written as in the word list. As
 grammar books do (interlinear glosses), and as models do that reason before they answer (Wei et al. 2022,
 arXiv:2201.11903). Only what follows MARKER is the translation.
+
+The first answer of a document begins with the rules in short, in words that are the same for every language:
+
+    Gloss: object verb subject, adjective before, plural suffix, tense prefix: small = mo, dog = kaba ... Answer: ...
+
+Without it a small model learned which glosses a sentence needs, and not to read in which order they come: with few
+rules, after 1,000 steps, 65 % of unseen orders had the right glosses and 28 % were right, adjectives and affixes being
+put on either side nearly at random.
 """
 
 from collections.abc import Sequence
 
+from experiments.in_context_language.grammar import Grammar, is_plain
 from experiments.in_context_language.morphemes import Morpheme, Word
 from experiments.in_context_language.prompts import Direction
 
@@ -30,6 +39,25 @@ def write_gloss(words: Sequence[Word], direction: Direction) -> str:
     """The line without its head and its translation."""
     write = _from_english if direction == "from English" else _into_english
     return ",".join("".join(map(write, word)) for word in words)
+
+
+def write_rules(grammar: Grammar) -> str:
+    """The rules in short, those of a plain language or all; forms are not among them."""
+    units = {"S": "subject", "V": "verb", "O": "object"}
+    parts = [" ".join(units[unit] for unit in grammar.order)]
+    parts += [
+        f"adjective {grammar.adjective}",
+        f"plural {grammar.number.replace('doubling', 'doubled')}",
+        f"tense {grammar.tense}",
+    ]
+    if not is_plain(grammar):
+        parts += [f"not {grammar.negation}", f"place {grammar.place}", f"near {grammar.adposition}"]
+        parts += [f"object {grammar.case}", f"verb plural {grammar.verb_agreement}"]
+        parts += [
+            f"adjective plural {grammar.adjective_agreement}",
+            f"tense {('outside', 'inside')[grammar.tense_inside]}",
+        ]
+    return f" {', '.join(parts)}:"
 
 
 def write_order(words: Sequence[Word]) -> str:

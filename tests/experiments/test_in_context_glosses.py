@@ -1,6 +1,7 @@
 """Glosses spell out the made-up sentence and hold all that the English one says; only what follows them is scored."""
 
 import random
+import re
 
 import pytest
 
@@ -18,7 +19,7 @@ from experiments.in_context_language.english import (
 )
 from experiments.in_context_language.evaluation import Setting, find_unseen
 from experiments.in_context_language.glosses import MARKER, translation_in, write_gloss, write_order
-from experiments.in_context_language.grammar import NUMBERS, Grammar
+from experiments.in_context_language.grammar import NUMBERS, Grammar, profile
 from experiments.in_context_language.language import LanguageSize, make_language
 from experiments.in_context_language.lessons import lesson, order_document
 from experiments.in_context_language.morphemes import GRAMMATICAL, PLURAL, Word, spell
@@ -26,7 +27,7 @@ from experiments.in_context_language.prompts import DIRECTIONS, encode_prompt
 from experiments.in_context_language.speech import parse, speak
 from experiments.in_context_language.spelling import make_tokenizer
 from experiments.in_context_language.synthetic import english_texts
-from experiments.in_context_language.workloads import FULL, QUICK, without_glosses
+from experiments.in_context_language.workloads import FEW_RULES, FULL, QUICK, without_glosses
 from zoo.data import Tokenizer
 
 PART_OF = {word: part for part, words in ENGLISH.items() for word in words}
@@ -155,7 +156,8 @@ def test_the_order_of_glosses_is_asked_for_without_any_form():
     prompts, record = make_prompts(document), training_record(document)
     assert document.book and document.context == "rules"
     for prompt, query in zip(prompts, document.queries, strict=True):
-        assert prompt.question == f"English: {query.source}\nOrder:" and query.answer == f" {query.translation}\n"
+        assert prompt.question == f"English: {query.source}\nOrder:"
+        assert query.answer == (f"{query.rules}{MARKER}" if query.rules else "") + f" {query.translation}\n"
         assert set(query.translation.replace(",", "").split()) <= {*document.language.word_of, *GRAMMATICAL}
     assert [part["text"] for part in record["content"] if part["loss"]] == [query.answer for query in document.queries]
     sentence = Sentence(Phrase("dog", True, "small"), "wait", tense="past")
@@ -192,7 +194,7 @@ def test_a_stage_is_tested_with_what_is_unseen_of_its_kind(stage, monkeypatch):
 
     def answer(model, tokenizer, prompts, **_):
         asked.extend(prompts)
-        right = [f"{MARKER} {p.reference}" if p.question.endswith("Gloss:") else p.reference for p in prompts]
+        right = [f"{MARKER} {p.reference}" if stage.tested != "facts" else p.reference for p in prompts]
         return [*right[:-1], ""]
 
     monkeypatch.setattr(evaluation, "answer", answer)
@@ -220,3 +222,18 @@ def test_short_sentences_have_every_number_of_words_up_to_the_longest():
 def test_the_answer_of_a_query_ends_its_line():
     assert Query("dog", "mo", " dog = mo").answer == " dog = mo Answer: mo\n"
     assert Query("dog", "mo").answer == " mo\n"
+    assert Query("dog", "mo", " dog = mo", " tense word:").answer == " tense word: dog = mo Answer: mo\n"
+
+
+@pytest.mark.parametrize("size", [LanguageSize(), FEW_RULES], ids=["rich", "plain"])
+def test_the_first_answer_says_the_rules_in_short_and_these_are_the_languages(size, tokenizer):
+    short = {}
+    for seed in range(20):
+        document = make_document(seed, "train", "rules", "from English", 0, 3, size)
+        first, *others = document.queries
+        assert first.answer.startswith(first.rules) and not any(query.rules for query in others)
+        assert short.setdefault(first.rules, profile(document.language.grammar)) == profile(document.language.grammar)
+        assert tokenizer.decode(tokenizer.encode(first.rules)) == first.rules
+        assert all(len(tokenizer.encode(f" {word}")) == 1 for word in re.findall(r"\w+", first.rules))
+    plain = make_document(0, "train", "rules", "from English", 0, 3, size, task="translate")
+    assert not plain.queries[0].rules and len(short) > 10

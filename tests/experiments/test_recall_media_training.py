@@ -12,7 +12,7 @@ from experiments.long_context_recall.media import media_sources, part_of
 from experiments.long_context_recall.media_training import report, rows, study, trainer, worker
 from experiments.long_context_recall.media_training.curriculum import AUDIO, VIDEO, Stage
 from experiments.long_context_recall.media_training.examination import MediaExamined
-from experiments.long_context_recall.media_training.material import make_material
+from experiments.long_context_recall.media_training.material import WHAT_IS_SAID, make_material
 from experiments.long_context_recall.media_training.sizes import MEDIA_SIZES, QUICK_VIDEO
 from experiments.long_context_recall.training.arms import Run
 from experiments.long_context_recall.training.examination import Examined
@@ -56,10 +56,10 @@ def test_rows_of_frames_are_what_the_pipeline_reads_from_the_task(layouts, tmp_p
     sample = word_in_a_video(VideoHaystack(frames=3), "video", 0, sources.frames, tmp_path, 1, depth=50)
     media = dataclasses.replace(layout.workload.media, video_frames=3)
     tokens, shown = load_media_prompt(sample.parts, layout.tokenizer, media, tmp_path)
-    ids, slots = layout.prompt(3, 24)
+    ids, slots = layout.prompt(3, 24, made.hidden.question)
     np.testing.assert_array_equal(tokens[0], ids)
     np.testing.assert_array_equal(shown.image_slots[0], slots)
-    number = made.words.index(sample.references[0])
+    number = made.hidden.words.index(sample.references[0])
     needles = np.flatnonzero(made.hidden.answers == number)
     picks = rows.Picks(np.zeros((1, 3), int), needles[:1], np.array([1]), np.zeros(1, int))
     batch = rows.batch_of(layout, dataclasses.replace(HIDDEN, batch_size=1), picks)
@@ -70,9 +70,9 @@ def test_rows_of_frames_are_what_the_pipeline_reads_from_the_task(layouts, tmp_p
     same = (own == own[0]).all(0)
     pixels = np.asarray((shown.images.patches[0, 32:64] + 1) * 127.5).round()
     assert same.mean() > 0.2 and (pixels[same] == own[0][same]).all()
-    assert batch.loss_weights.sum() == len(layout.answer(number))
+    assert batch.loss_weights.sum() == len(layout.answer(sample.references[0]))
     asked = batch.targets[batch.loss_weights > 0]
-    np.testing.assert_array_equal(asked, layout.answer(number))
+    np.testing.assert_array_equal(asked, layout.answer(sample.references[0]))
 
 
 def test_streams_are_what_the_pipeline_reads_from_the_task(layouts, tmp_path):
@@ -84,7 +84,7 @@ def test_streams_are_what_the_pipeline_reads_from_the_task(layouts, tmp_path):
     soft = int((heard.audio_slots >= 0).sum())
     units = heard.audio.mel.shape[1]
     assert units > 2 and layout.unit_tokens * (units - 1) < soft <= layout.unit_tokens * units
-    ids, slots = layout.prompt(units, soft)
+    ids, slots = layout.prompt(units, soft, layout.material.hidden.question)
     np.testing.assert_array_equal(tokens[0], ids)
     np.testing.assert_array_equal(heard.audio_slots[0], slots)
     # In a row all but the last clip are whole, and a keyword stands where the picks say.
@@ -97,6 +97,10 @@ def test_streams_are_what_the_pipeline_reads_from_the_task(layouts, tmp_path):
         assert (batch.media.audio_slots[row] >= 0).sum() == 3 * layout.unit_tokens - picks.cut[row]
     assert material.hidden.real.all() and material.plain.real.all() and not material.alone.real.all()
     assert set(material.plain.answers) == {-1} and set(material.hidden.answers) == set(range(5))
+    alone = material.alone
+    assert {len(alone.words[answer].split()) for answer in alone.answers} >= {1, 2} and alone.question == WHAT_IS_SAID
+    longer = alone.real.sum((1, 2)) > 120
+    assert any(len(alone.words[a].split()) > 1 for a, long in zip(alone.answers, longer, strict=True) if long)
 
 
 @pytest.mark.parametrize("task", ["video", pytest.param("audio-keyword", marks=pytest.mark.slow)])

@@ -143,7 +143,7 @@ CLIPS = MediaConfig(clips_per_row=1, clip_frames=192, audio_reduction=16)
 AUDIO = Workload(
     "audio-keyword",
     (
-        Stage("alone", 0, 24, 300, 1e-3, gate=0.95, attempts=4),
+        Stage("alone", 0, 24, 600, 1e-3, gate=0.9, attempts=3),
         Stage("2-clips", 2, 16, 250, 1e-3, gate=0.9, attempts=4),
         Stage("8-clips", 8, 8, 200, 1e-3, gate=0.9, attempts=3),
         Stage("64-clips", 64, 4, 200, 5e-4, encoders=False, gate=0.95, attempts=2),

@@ -21,6 +21,8 @@ from zoo.data.log_mel import HOP, SAMPLE_RATE
 
 START_SHARE = 0.1
 """Of needles with which their clips begin: nothing else is heard before, as at the beginning of a stream."""
+MOST_ALONE, WHAT_IS_SAID = 3, "What is said?"
+"""Recordings of a clip that is to be written down, and its question."""
 GOES_ON = 800
 """Samples after the last clip: resampling leaves out some, and the last frame sees what follows it."""
 SPEED, LOUDNESS = 0.1, 6.0
@@ -37,6 +39,10 @@ class Bank:
     """Which frames of a clip are real; None for images."""
     answers: Int[np.ndarray, " items"]
     """Number of the answer; -1: there is nothing to find."""
+    words: tuple[str, ...] = ()
+    """The answers."""
+    question: str = ""
+    """What is asked."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,17 +50,13 @@ class Material:
     """Of one task, from one part of the sources."""
 
     alone: Bank
-    """Needles and nothing else, of one unit."""
+    """Of one unit, to begin with: frames with a word, or clips of one to three recordings, each to be written down."""
     hidden: Bank
     """Needles as they stand among others; a keyword is in one of two clips, or in both."""
     plain: Bank
     """Others, of one unit."""
     coordinates: Float32[np.ndarray, "patches 2"] | None
     """Of the patches of a frame."""
-    words: tuple[str, ...]
-    """The answers."""
-    question: str
-    """What is asked."""
 
 
 def make_material(workload: Workload, sources: MediaSources, items: int, plain: int, seed: int, vary: bool) -> Material:
@@ -78,11 +80,13 @@ def _video(workload: Workload, sources: MediaSources, items: int, plain: int, ra
         return patches_of(resized(pixels, media, media.max_patches), media.patch_size, media.merge)[0]
 
     answers = random.permutation(np.arange(items) % len(haystack.words))
-    needles = Bank(np.stack([frame(haystack.words[i]) for i in answers])[:, None], None, answers)
+    needles = Bank(
+        np.stack([frame(haystack.words[i]) for i in answers])[:, None], None, answers, tuple(haystack.words), QUESTION
+    )
     others = Bank(np.stack([frame(None) for _ in range(plain)])[:, None], None, np.full(plain, -1))
     shape = resized(sources.frames[0], media, media.max_patches)
     coordinates = patches_of(shape, media.patch_size, media.merge)[1]
-    return Material(needles, needles, others, coordinates, tuple(haystack.words), QUESTION)
+    return Material(needles, needles, others, coordinates)
 
 
 def _box(word: str, shape: Sequence[int], haystack: VideoHaystack) -> tuple[np.ndarray, np.ndarray]:
@@ -116,10 +120,18 @@ def _audio(workload: Workload, sources: MediaSources, items: int, plain: int, ra
             parts.append(spoken(others))
         return np.concatenate(parts)
 
-    answers = random.permutation(np.arange(items) % len(digits))
-    alone, hidden = [], []
+    alone, transcripts = list[np.ndarray](), list[str]()
+    for number in range(items):
+        # Of all digits: what is no keyword must be heard as well, and one answer a clip would teach little.
+        drawn = [random.integers(len(sources.clips)) for _ in range(1 + number % MOST_ALONE)]
+        said = [spoken([sources.clips[index]]) for index in drawn]
+        whole = max(1, int(np.searchsorted(np.cumsum(list(map(len, said))), size, side="right")))
+        alone.append(np.concatenate(said[:whole])[:size])
+        transcripts.append(" ".join(WORDS[sources.clips[index].digit] for index in drawn[:whole]))
+    # Single digits first: `Stage.words` may ask for them alone.
+    texts = tuple(sorted(set(transcripts), key=lambda text: (len(text.split()), text)))
+    answers, hidden = random.permutation(np.arange(items) % len(digits)), list[np.ndarray]()
     for answer in answers:
-        alone.append(spoken(keywords[answer])[:size])
         word = spoken(keywords[answer])[: 2 * size]
         start = 0 if random.random() < START_SHARE else int(random.integers(2 * size - len(word) + 1))
         before = stream(start)
@@ -130,12 +142,22 @@ def _audio(workload: Workload, sources: MediaSources, items: int, plain: int, ra
         singles, pairs = [heard(samples, 1) for samples in alone], [heard(samples, 2) for samples in hidden]
         mel, real = heard(long, plain)
     return Material(
-        Bank(np.stack([mel for mel, _ in singles]), np.stack([real for _, real in singles]), answers),
-        Bank(np.stack([mel for mel, _ in pairs]), np.stack([real for _, real in pairs]), answers),
+        Bank(
+            np.stack([mel for mel, _ in singles]),
+            np.stack([real for _, real in singles]),
+            np.array(list(map(texts.index, transcripts))),
+            texts,
+            WHAT_IS_SAID,
+        ),
+        Bank(
+            np.stack([mel for mel, _ in pairs]),
+            np.stack([real for _, real in pairs]),
+            answers,
+            tuple(WORDS[digit] for digit in digits),
+            keyword_question(digits),
+        ),
         Bank(mel[:, None], real[:, None], np.full(len(mel), -1)),
         None,
-        tuple(WORDS[digit] for digit in digits),
-        keyword_question(digits),
     )
 
 

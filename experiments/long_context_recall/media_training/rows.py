@@ -63,20 +63,22 @@ class Layout:
         media = self.workload.media
         return media.max_patches // media.merge**2 if self.workload.task == "video" else media.clip_tokens
 
-    def prompt(self, units: int, soft: int) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
+    def prompt(self, units: int, soft: int, question: str) -> tuple[Int32[np.ndarray, " n"], Int32[np.ndarray, " n"]]:
         """(ids, slots) of a prompt of so many units, the last of which ends with soft token `soft - 1` of the row; as
         `zoo.data.load_media_prompt` has them."""
-        return _prompt(self.tokenizer, self.workload.task, self.unit_tokens, units, soft, self.material.question)
+        return _prompt(self.tokenizer, self.workload.task, self.unit_tokens, units, soft, question)
 
-    def length(self, units: int) -> int:
-        """T of rows of so many units."""
-        longest = max(len(self.answer(i)) for i in range(len(self.material.words)))
-        most = len(self.prompt(units, units * self.unit_tokens)[0]) + longest - 1
+    def length(self, stage: Stage) -> int:
+        """T of the rows of a stage."""
+        bank = bank_of(self.material, stage)
+        units = stage.units or bank.values.shape[1]
+        longest = max(len(self.answer(word)) for word in bank.words)
+        most = len(self.prompt(units, units * self.unit_tokens, bank.question)[0]) + longest - 1
         return -(-most // ROUNDED) * ROUNDED
 
-    def answer(self, number: int) -> Int32[np.ndarray, " n"]:
+    def answer(self, word: str) -> Int32[np.ndarray, " n"]:
         """Ids of an answer, <eos> included."""
-        ids = self.tokenizer.encode(f" {self.material.words[number]}")
+        ids = self.tokenizer.encode(f" {word}")
         return np.asarray([*ids, self.tokenizer.eos_id], np.int32)
 
 
@@ -113,7 +115,7 @@ def draw_picks(layout: Layout, stage: Stage, random: np.random.Generator) -> Pic
     bank, rows = bank_of(layout.material, stage), stage.batch_size
     own = bank.values.shape[1]
     units = stage.units or own
-    items = np.flatnonzero(bank.answers < (len(layout.material.words) if stage.words is None else stage.words))
+    items = np.flatnonzero(bank.answers < (len(bank.words) if stage.words is None else stage.words))
     needle, place = random.choice(items, size=rows), random.integers(units - own + 1, size=rows)
     plain = random.integers(len(layout.material.plain.answers), size=(rows, units))
     cut = np.zeros(rows, np.int64)
@@ -138,12 +140,12 @@ def batch_of(layout: Layout, stage: Stage, picks: Picks, soft: tuple[np.ndarray,
     [items, U, unit_tokens, D], in place of media."""
     bank = bank_of(layout.material, stage)
     rows, units = picks.plain.shape
-    shape = (rows, layout.length(units))
+    shape = (rows, layout.length(stage))
     tokens, targets = np.full((2, *shape), layout.tokenizer.pad_id, np.int32)
     weights, slots, real = np.zeros(shape, np.float32), np.full(shape, -1, np.int32), np.zeros(shape, np.int32)
     for row, (item, cut) in enumerate(zip(picks.needle, picks.cut, strict=True)):
-        prompt, own = layout.prompt(units, int(units * layout.unit_tokens - cut))
-        answer = layout.answer(int(bank.answers[item]))
+        prompt, own = layout.prompt(units, int(units * layout.unit_tokens - cut), bank.question)
+        answer = layout.answer(bank.words[bank.answers[item]])
         ids, at = np.concatenate([prompt, answer]), len(prompt)
         tokens[row, : len(ids) - 1], targets[row, : len(ids) - 1] = ids[:-1], ids[1:]
         weights[row, at - 1 : len(ids) - 1], slots[row, :at], real[row, : len(ids) - 1] = 1, own, 1

@@ -139,7 +139,7 @@ def new_model(layout: Layout, seed: int) -> Any:
     """Random weights."""
     workload = layout.workload
     words = MediaVocabulary(layout.tokenizer.vocab_size, 0).size
-    return build(model_of(workload, words, layout.length(workload.stages[-1].units)), rngs=nnx.Rngs(seed))
+    return build(model_of(workload, words, layout.length(workload.stages[-1])), rngs=nnx.Rngs(seed))
 
 
 def train_attempt(
@@ -154,7 +154,7 @@ def train_attempt(
     say(f"{run.name}: {stage.name}, attempt {attempt}: {right:.1%} of validation rows")
     here.parent.mkdir(parents=True, exist_ok=True)
     save_run(trained.model, here, tokenizer=training.tokenizer, media=workload.media)
-    length = training.length(stage.units or 1)
+    length = training.length(stage)
     return StageResult(
         stage.name, attempt, stage.steps, trained.tokens, length, trained.seconds, trained.losses, right
     )  # fmt: skip
