@@ -10,11 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from experiments.in_context_language.documents import make_document, material_of
+from experiments.in_context_language.language import LanguageSize
 from experiments.in_context_language.materials import Material, Pair, load_kalamang, load_lojban
 from experiments.in_context_language.prompts import DIRECTIONS, Direction
 from experiments.in_context_language.retrieval import CommonSubstringIndex, Index, NgramIndex
 from experiments.in_context_language.scores import Score, normalise, score
 from experiments.in_context_language.synthetic import SHOTS
+from experiments.in_context_language.workloads import FEW_RULES
 from experiments.shared_folder import default_shared
 from experiments.speed.report import as_markdown
 from zoo.command_line import parse_command
@@ -141,13 +143,13 @@ def table(materials: Sequence[Material]) -> list[list[str]]:
     return rows
 
 
-def synthetic_table(languages: int, shots: Sequence[int] = SHOTS) -> list[list[str]]:
-    """Rows of cells, the head first: chrF of each baseline on unseen made-up languages, by the number of example
-    sentences. Reading the book would give 100."""
+def synthetic_table(languages: int, size: LanguageSize, shots: Sequence[int] = SHOTS) -> list[list[str]]:
+    """Rows of cells, the head first: chrF of each baseline on unseen made-up languages of a size, by the number of
+    example sentences. Reading the book would give 100."""
     rows: list[list[str]] = []
     for direction in DIRECTIONS:
         for number in shots:
-            documents = [make_document(seed, "test", "all", direction, number) for seed in range(languages)]
+            documents = [make_document(seed, "test", "all", direction, number, 4, size) for seed in range(languages)]
             found = evaluate(*map(material_of, documents), direction=direction)
             rows = rows or [["direction", "sentences told", "sentences asked", *found]]
             count = next(iter(found.values())).count
@@ -178,6 +180,8 @@ class BaselinesConfig:
 
     languages: int = 50
     """Unseen made-up ones; 0: only the real ones."""
+    rich: bool = False
+    """Made-up languages with all rules, instead of those of the study, which have few."""
     shared: Path | None = None
     """The folder that holds data/kalamang_grammar_dictionary and data/lojban_cll. Default: $ZOO_SHARED, or `shared`
     beside the repository."""
@@ -198,7 +202,7 @@ def main() -> None:
     shared = shared_folder(config.shared)
     print(as_markdown(table([load_kalamang(shared), load_lojban(shared)])))
     if config.languages:
-        print("\n" + as_markdown(synthetic_table(config.languages)))
+        print("\n" + as_markdown(synthetic_table(config.languages, LanguageSize() if config.rich else FEW_RULES)))
 
 
 if __name__ == "__main__":
