@@ -55,7 +55,7 @@ class Query:
     gloss: str = ""
     """Written before the translation; "": nothing is."""
     rules: str = ""
-    """Written before the gloss: the rules in short, in the first answer of a document."""
+    """Written before the gloss: the rules in short."""
 
     @property
     def pair(self) -> tuple[str, str]:
@@ -65,8 +65,13 @@ class Query:
     @property
     def answer(self) -> str:
         """All that follows the question. The space belongs to the answer: pieces of a tokenizer begin with it."""
-        before = self.rules + self.gloss
-        return f"{before}{glosses.MARKER if before else ''} {self.translation}\n"
+        return self.rules + self.after_rules
+
+    @property
+    def after_rules(self) -> str:
+        """The answer without the rules."""
+        marker = glosses.MARKER if self.rules or self.gloss else ""
+        return f"{self.gloss}{marker} {self.translation}\n"
 
 
 @dataclass(frozen=True)
@@ -126,10 +131,7 @@ def make_document(
         context,
         tuple(text for part, text in texts.items() if part in parts),
         tuple(make_query(english, words, direction, "translate").pair for english, words in told),
-        tuple(
-            replace(make_query(english, words, direction, task), rules="" if number else short)
-            for number, (english, words) in enumerate(asked)
-        ),
+        tuple(replace(make_query(english, words, direction, task), rules=short) for english, words in asked),
         task,
     )
 
@@ -176,15 +178,18 @@ def make_prompts(document: Document, budget: int | None = None, count: Count | N
 
 def training_record(document: Document, loss_on_examples: bool = True) -> dict[str, Any]:
     """A line of interleaved JSONL, with loss on the answers to the queries, glosses included, and on the translations
-    of the example sentences, each of which can be worked out from what stands before it as far as that goes."""
+    of the example sentences, each of which can be worked out from what stands before it as far as that goes. The rules
+    in short count in the first answer alone: in the others they are copied from it."""
     parts = [(text, False) for text in document.book]
     if document.examples:
         parts.append((_sentences_head(document), False))
     for source, translation in document.examples:
         parts += [(_ask(source, document), False), (f" {translation}\n", loss_on_examples)]
     parts.append((HEAD, False))
-    for query in document.queries:
-        parts += [(_ask(query.source, document, document.task), False), (query.answer, True)]
+    for number, query in enumerate(document.queries):
+        parts += [(_ask(query.source, document, document.task), False)]
+        parts += [(query.rules, number == 0)] if query.rules else []
+        parts += [(query.after_rules, True)]
     content = [{"text": text, "loss": loss} for text, loss in parts]
     return {"content": content, "kind": f"{document.direction}: {document.context}"}
 

@@ -12,7 +12,7 @@ form and look it up in a single step; here these are steps of their own, and a l
 grammar books do (interlinear glosses), and as models do that reason before they answer (Wei et al. 2022,
 arXiv:2201.11903). Only what follows MARKER is the translation.
 
-The first answer of a document begins with the rules in short, in words that are the same for every language:
+An answer begins with the rules in short, in words that are the same for every language:
 
     Gloss: object verb subject, adjective before, plural suffix, tense prefix: small = mo, dog = kaba ... Answer: ...
 

@@ -59,9 +59,10 @@ class Stage:
     """Most example sentences of a document; their number is drawn evenly on a log scale."""
     learning_rate: float = 1e-3
     """Peak."""
-    tested: Literal["facts", "words", "order", "sentences"] = "sentences"
-    """What is asked for in the end: facts of unseen rows, or, of unseen languages, words after their list, or, of
-    sentences as long as the stage's, glosses in order after the rules, or translations after rules and word list."""
+    tested: Literal["facts", "words", "rules", "order", "sentences"] = "sentences"
+    """What is asked for in the end: facts of unseen rows, or, of unseen languages, words after their list, the rules
+    in short, or, of sentences as long as the stage's, glosses in order after the rules, or translations after rules and
+    word list."""
     gate: float = 0.0
     """Part of these that should be exact."""
     attempts: int = 1

@@ -35,7 +35,7 @@ FULL = Workload(
             size=SEVEN_WORDS,
             words_asked=10,
             tested="words",
-            gate=0.9,
+            gate=0.85,
             attempts=3,
         ),
         Stage(
@@ -51,6 +51,21 @@ FULL = Workload(
             attempts=3,
         ),
         Stage(
+            "rules",
+            # One question a document: what counts is nearly all that the rules are read for it.
+            kinds=("lookup", *("order",) * 8),
+            sequence_length=512,
+            batch_size=5,
+            steps=400,
+            size=FEW_RULES,
+            longest=2,
+            orders_asked=1,
+            words_asked=8,
+            tested="rules",
+            gate=0.9,
+            attempts=3,
+        ),
+        Stage(
             "order",
             # Some documents ask for words, here and below, so that this is not lost.
             kinds=("lookup", *("order",) * 4),
@@ -59,6 +74,7 @@ FULL = Workload(
             steps=1000,
             size=FEW_RULES,
             longest=5,
+            orders_asked=10,
             words_asked=16,
             tested="order",
             gate=0.5,
@@ -73,7 +89,7 @@ FULL = Workload(
             # Fewer words, for there is room for twice as many questions then.
             size=TWELVE_WORDS,
             longest=3,
-            questions=12,
+            questions=11,
             words_asked=16,
             gate=0.5,
             attempts=2,
@@ -140,7 +156,9 @@ def without_glosses(workload: Workload) -> Workload:
     def plain(stage: Stage) -> Stage:
         return replace(stage, glosses=False, kinds=tuple(kind for kind in stage.kinds if kind != "order"))
 
-    return replace(workload, stages=tuple(plain(stage) for stage in workload.stages if stage.tested != "order"))
+    return replace(
+        workload, stages=tuple(plain(stage) for stage in workload.stages if stage.tested not in ("rules", "order"))
+    )
 
 
 PLAIN = "-without-glosses"

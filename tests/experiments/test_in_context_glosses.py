@@ -129,8 +129,9 @@ def test_a_prompt_and_its_answer_are_the_tokens_of_the_training_document(directi
         own = encode_prompt(prompt, tokenizer) + tokenizer.encode(query.answer)
         assert trained[: len(own)] == own and prompt.text.endswith(f"{query.source}\nGloss:")
         assert translation_in(query.answer) == prompt.reference == query.translation
-        (counted,) = (part for part in content if part["text"] == query.answer)
-        assert counted["loss"]
+        asked = [part for part in content if part["text"] in (query.rules, query.after_rules)]
+        assert query.answer == query.rules + query.after_rules and [part["loss"] for part in asked[:2]] == [True, True]
+        assert not any(part["loss"] for part in asked[2:] if part["text"] == query.rules)
         assert len(own) - len(encode_prompt(prompt, tokenizer)) <= evaluation.MOST_ANSWER_TOKENS
 
 
@@ -157,9 +158,10 @@ def test_the_order_of_glosses_is_asked_for_without_any_form():
     assert document.book and document.context == "rules"
     for prompt, query in zip(prompts, document.queries, strict=True):
         assert prompt.question == f"English: {query.source}\nOrder:"
-        assert query.answer == (f"{query.rules}{MARKER}" if query.rules else "") + f" {query.translation}\n"
+        assert query.answer == f"{query.rules}{MARKER} {query.translation}\n"
         assert set(query.translation.replace(",", "").split()) <= {*document.language.word_of, *GRAMMATICAL}
-    assert [part["text"] for part in record["content"] if part["loss"]] == [query.answer for query in document.queries]
+    counted = [document.queries[0].rules, *(query.after_rules for query in document.queries)]
+    assert [part["text"] for part in record["content"] if part["loss"]] == counted
     sentence = Sentence(Phrase("dog", True, "small"), "wait", tense="past")
     words = parse(sentence, make_language(1, "train", LanguageSize(40, 18, 10, 16, 8)))
     assert write_order(words).count(",") == len(words) - 1 and "dog" in write_order(words).replace(",", "").split()
@@ -194,19 +196,25 @@ def test_a_stage_is_tested_with_what_is_unseen_of_its_kind(stage, monkeypatch):
 
     def answer(model, tokenizer, prompts, **_):
         asked.extend(prompts)
-        right = [f"{MARKER} {p.reference}" if stage.tested != "facts" else p.reference for p in prompts]
+        if stage.tested == "facts":
+            right = [prompt.reference for prompt in prompts]
+        elif stage.tested == "rules":
+            documents = (order_document(seed, "test", 2, stage.size, stage.longest) for seed in range(3))
+            right = [query.answer.strip() for document in documents for query in document.queries]
+        else:
+            right = [f"{MARKER} {prompt.reference}" for prompt in prompts]
         return [*right[:-1], ""]
 
     monkeypatch.setattr(evaluation, "answer", answer)
     found = find_unseen(None, None, stage, 3)
-    of = {"facts": {"facts"}, "order": {"from English"}}.get(stage.tested, set(DIRECTIONS))
+    of = {"facts": {"facts"}, "rules": {"rules"}, "order": {"from English"}}.get(stage.tested, set(DIRECTIONS))
     assert set(found) == of and 0.5 < max(found.values()) < 1
-    kinds = {"facts": "facts", "words": "word list", "order": "rules", "sentences": "rules + word list"}
-    assert {prompt.condition for prompt in asked} == {kinds[stage.tested]}
+    kinds = {"facts": "facts", "words": "word list", "sentences": "rules + word list"}
+    assert {prompt.condition for prompt in asked} == {kinds.get(stage.tested, "rules")}
     if stage.tested != "facts":
         assert all(len(prompt.source.split()) == 1 for prompt in asked) == (stage.tested == "words")
-        heads = {"words": "Gloss:", "order": "Order:", "sentences": "Gloss:"}
-        assert all(prompt.question.endswith(heads[stage.tested]) for prompt in asked)
+        head = "Order:" if stage.tested in ("rules", "order") else "Gloss:"
+        assert all(prompt.question.endswith(head) for prompt in asked)
 
 
 def test_short_sentences_have_every_number_of_words_up_to_the_longest():
@@ -226,12 +234,12 @@ def test_the_answer_of_a_query_ends_its_line():
 
 
 @pytest.mark.parametrize("size", [LanguageSize(), FEW_RULES], ids=["rich", "plain"])
-def test_the_first_answer_says_the_rules_in_short_and_these_are_the_languages(size, tokenizer):
+def test_answers_say_the_rules_in_short_and_these_are_the_languages(size, tokenizer):
     short = {}
     for seed in range(20):
         document = make_document(seed, "train", "rules", "from English", 0, 3, size)
-        first, *others = document.queries
-        assert first.answer.startswith(first.rules) and not any(query.rules for query in others)
+        first = document.queries[0]
+        assert {query.rules for query in document.queries} == {first.rules} and first.answer.startswith(first.rules)
         assert short.setdefault(first.rules, profile(document.language.grammar)) == profile(document.language.grammar)
         assert tokenizer.decode(tokenizer.encode(first.rules)) == first.rules
         assert all(len(tokenizer.encode(f" {word}")) == 1 for word in re.findall(r"\w+", first.rules))

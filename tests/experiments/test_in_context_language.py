@@ -178,7 +178,8 @@ def test_training_reads_the_documents_and_prompts_are_tokenised_as_they_are(tmp_
     assert weights[len(begin) : len(begin) + len(said)] == [1] * len(said)
     counted = "".join(part["text"] for part in content if part["loss"])
     told = "".join(f" {translation}\n" for _, translation in document.examples)
-    assert counted == told + "".join(query.answer for query in document.queries)
+    rules = document.queries[0].rules  # those of the other answers do not count
+    assert counted == told + rules + "".join(query.after_rules for query in document.queries)
 
 
 def test_wrong_sizes_and_contexts_are_named():
