@@ -1,6 +1,6 @@
 """What a model of media is trained on, stage by stage, as data.
 
-First a frame or a recording alone is read; then it is hidden among others, and the encoders learn with the decoder.
+First a frame or a recording alone is read, or some recordings are written down; then one is hidden among others, and the encoders learn with the decoder.
 After that the encoders rest: their soft tokens are kept, and the decoder alone goes on to longer and longer rows.
 """
 
@@ -143,9 +143,10 @@ CLIPS = MediaConfig(clips_per_row=1, clip_frames=192, audio_reduction=16)
 AUDIO = Workload(
     "audio-keyword",
     (
-        Stage("alone", 0, 24, 600, 1e-3, gate=0.9, attempts=3),
-        Stage("2-clips", 2, 16, 250, 1e-3, gate=0.9, attempts=4),
-        Stage("8-clips", 8, 8, 200, 1e-3, gate=0.9, attempts=3),
+        Stage("one-word", 0, 24, 250, 1e-3, words=10),
+        Stage("alone", 0, 24, 500, 1e-3, gate=0.9, attempts=3),
+        Stage("2-clips", 2, 16, 300, 1e-3, gate=0.95, attempts=4),
+        Stage("8-clips", 8, 8, 200, 1e-3, gate=0.95, attempts=4),
         Stage("64-clips", 64, 4, 200, 5e-4, encoders=False, gate=0.95, attempts=2),
         Stage("256-clips", 256, 2, 120, 3e-4, encoders=False, gate=0.95, attempts=2, test_rows=96),
         Stage("684-clips", 684, 1, 100, 3e-4, encoders=False, gate=0.97, attempts=2, test_rows=64),
