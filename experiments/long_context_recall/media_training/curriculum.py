@@ -1,8 +1,8 @@
 """What a model of media is trained on, stage by stage, as data.
 
-First a frame alone is read, or some recordings are written down; then one is hidden among others, and the encoders
-learn with the decoder. After that the encoders rest: their soft tokens are kept, and the decoder alone goes on to longer
-and longer rows.
+First a frame alone is read, or some recordings are written down; then one is hidden among others, and encoders learn
+with the decoder. After that the encoders rest: their soft tokens are kept, and the decoder alone goes on to longer and
+longer rows.
 """
 
 from dataclasses import dataclass
