@@ -103,6 +103,18 @@ def test_streams_are_what_the_pipeline_reads_from_the_task(layouts, tmp_path):
     assert any(len(alone.words[a].split()) > 1 for a, long in zip(alone.answers, longer, strict=True) if long)
 
 
+def test_noise_covers_what_is_softer_and_is_another_one_for_every_clip():
+    random = np.random.default_rng(0)
+    mel = np.full((2, 3, 50, 128), -11.5, np.float32)
+    mel[:, :, 20:30] = 4.0  # far louder than any noise
+    heard = rows.with_noise(mel, random)
+    assert heard.dtype == np.float32 and heard.shape == mel.shape
+    loud, soft = heard[:, :, 20:30] - mel[:, :, 20:30], heard[:, :, :20]
+    assert np.abs(loud).max() < rows.TILT + rows.GAIN + 0.01 and np.ptp(loud, axis=2).max() < 0.01
+    levels = soft.mean((2, 3))
+    assert soft.mean() > -10.5 and np.unique(levels.round(3)).size == 6 and levels.std() > 0.3
+
+
 @pytest.mark.parametrize("task", ["video", pytest.param("audio-keyword", marks=pytest.mark.slow)])
 def test_kept_soft_tokens_give_what_the_encoders_give(layouts, task):
     layout = layouts[task]

@@ -106,7 +106,7 @@ def train_stage(model: Gemini, layout: Layout, stage: Stage, random: np.random.G
     step = make_train_step(graphdef, next_token_loss, optimizer, schedule=make_schedule(config, stage.steps))
     run = jit_train_step(step, state)
     steps = Steps(stage.name, stage.steps, SAID_EVERY)
-    state = steps.run(run, state, lambda: batch_of(layout, stage, draw_picks(layout, stage, random), soft))
+    state = steps.run(run, state, lambda: batch_of(layout, stage, draw_picks(layout, stage, random), soft, random))
     trained = state.params if resting is None else joined(state.params, resting)
     whole = nnx.split(nnx.eval_shape(lambda: Gemini(model.config, execution=model.execution, rngs=nnx.Rngs(0))))[0]
     return Trained(nnx.merge(whole, trained), tuple(steps.losses), steps.seconds, steps.tokens)
