@@ -19,7 +19,7 @@ from experiments.in_context_language.spelling import make_tokenizer
 from experiments.in_context_language.stages import Run, Workload
 from experiments.in_context_language.synthetic import english_texts
 from experiments.in_context_language.worker import Result, read_result
-from experiments.in_context_language.workloads import PLAIN, WORKLOADS
+from experiments.in_context_language.workloads import WITHOUT_GLOSSES, WORKLOADS
 from experiments.runs import run_in_process, say
 from zoo.command_line import parse_command
 from zoo.errors import UserError, run_command
@@ -75,7 +75,7 @@ def main() -> None:
 
 def study(settings: InContextLanguage) -> None:
     """The made-up languages: training, answers, report."""
-    size = ("quick" if settings.quick else "full") + (PLAIN if settings.without_glosses else "")
+    size = ("quick" if settings.quick else "full") + (WITHOUT_GLOSSES if settings.without_glosses else "")
     workload = WORKLOADS[size]
     out = settings.out or Path("runs/in_context_language") / size.removeprefix("full").removeprefix("-")
     out = out.resolve()  # a stage that is resumed must find the documents under the same name

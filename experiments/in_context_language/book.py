@@ -37,9 +37,9 @@ def write_book(language: Language, seed: int = 0) -> Book:
     rules, examples = [], []
     for rule in rules_of(language.plain):
         rules.append(generator.choice(_true_statement(rule, language.grammar)).format(**vars(language.grammar)))
-        sentence = draw_sentence(generator, language.vocabulary, language.plain)
+        sentence = draw_sentence(generator, language.vocabulary)
         while not rule.shows(sentence):
-            sentence = draw_sentence(generator, language.vocabulary, language.plain)
+            sentence = draw_sentence(generator, language.vocabulary)
         examples.append((write(sentence), speak(sentence, language)))
     words = tuple(sorted((english, word) for english, _, word in language.words))
     return Book(language.name, tuple(rules), tuple(examples), words)

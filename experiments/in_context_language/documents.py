@@ -3,13 +3,13 @@
     A grammar of Poba ... Words of Poba ... Sentences of Poba English: ... Poba: ... Translate English: ... Gloss: ...
 
 Example sentences are plain pairs, as MTOB's are: what is told stays what the papers tell, and glosses are the model's
-own work. The sentences that are asked are glossed first (`glosses.py`), or, for comparison, answered at once; before
-that is learned, glosses are asked for without forms.
+own work. The sentences that are asked are glossed first, after the rules in short (`glosses.py`), or, for comparison,
+answered at once; before that is learned, glosses are asked for without forms.
 """
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from experiments.in_context_language import glosses
@@ -117,13 +117,13 @@ def make_document(
 
     def asked_for() -> Sentence | Phrase:
         if longest is None:
-            return draw_sentence(generator, language.vocabulary, language.plain)
-        return draw_short(generator, language.vocabulary, longest, language.plain)
+            return draw_sentence(generator, language.vocabulary)
+        return draw_short(generator, language.vocabulary, longest)
 
     asked = _draw(asked_for, language, queries, taken)
     short = "" if task == "translate" else glosses.write_rules(language.grammar)
     shots = shots if "sentences" in parts else 0
-    told = _draw(lambda: draw_sentence(generator, language.vocabulary, language.plain), language, shots, taken)
+    told = _draw(lambda: draw_sentence(generator, language.vocabulary), language, shots, taken)
     texts = {"rules": grammar_text(book, False), "grammar": grammar_text(book), "words": word_list_text(book)}
     return Document(
         language,
@@ -131,18 +131,18 @@ def make_document(
         context,
         tuple(text for part, text in texts.items() if part in parts),
         tuple(make_query(english, words, direction, "translate").pair for english, words in told),
-        tuple(replace(make_query(english, words, direction, task), rules=short) for english, words in asked),
+        tuple(make_query(english, words, direction, task, short) for english, words in asked),
         task,
     )
 
 
-def make_query(english: str, words: list[Word], direction: Direction, task: Task) -> Query:
-    """The question whose made-up words are these."""
+def make_query(english: str, words: list[Word], direction: Direction, task: Task, rules: str = "") -> Query:
+    """The question whose made-up words are these; `rules` begin its answer."""
     if task == "order":
-        return Query(english, glosses.write_order(words))
+        return Query(english, glosses.write_order(words), rules=rules)
     pair = (english, " ".join(map(spell, words)))
     source, translation = pair if direction == "from English" else pair[::-1]
-    return Query(source, translation, glosses.write_gloss(words, direction) if task == "gloss" else "")
+    return Query(source, translation, glosses.write_gloss(words, direction) if task == "gloss" else "", rules)
 
 
 def material_of(document: Document) -> Material:

@@ -96,9 +96,11 @@ def read(text: str) -> Sentence:
     return sentence
 
 
-def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[str]], plain: bool = False) -> Sentence:
+def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[str]]) -> Sentence:
     """A sentence made of these words: two thirds of the verbs have an object, a third of the sentences a place, two
-    fifths of the nouns an adjective, a quarter is negated. plain: no place, and nothing is negated."""
+    fifths of the nouns an adjective, a quarter is negated. Without prepositions it is a plain one, which has no place
+    and is not negated."""
+    plain = not vocabulary["preposition"]
 
     def phrase() -> Phrase:
         adjective = generator.choice(vocabulary["adjective"]) if generator.random() < 0.4 else None
@@ -119,18 +121,16 @@ def draw_sentence(generator: random.Random, vocabulary: Mapping[Part, Sequence[s
     )
 
 
-def draw_short(
-    generator: random.Random, vocabulary: Mapping[Part, Sequence[str]], longest: int, plain: bool = False
-) -> Sentence | Phrase:
+def draw_short(generator: random.Random, vocabulary: Mapping[Part, Sequence[str]], longest: int) -> Sentence | Phrase:
     """A sentence or a noun phrase with 1 .. `longest` words of the word list, each number equally often; half of what
     has two of them is a noun phrase. No sentence has more than LONGEST, no plain one more than LONGEST_PLAIN."""
-    most = LONGEST_PLAIN if plain else LONGEST
+    most = LONGEST if vocabulary["preposition"] else LONGEST_PLAIN
     assert 1 <= longest <= most, f"{longest} words, of at most {most}"
     words = generator.randint(1, longest)
     if words == 1 or (words == 2 and generator.random() < 0.5):
         adjective = generator.choice(vocabulary["adjective"]) if words == 2 else None
         return Phrase(generator.choice(vocabulary["noun"]), generator.random() < 0.5, adjective)
-    while count_words(sentence := draw_sentence(generator, vocabulary, plain)) != words:
+    while count_words(sentence := draw_sentence(generator, vocabulary)) != words:
         pass
     return sentence
 

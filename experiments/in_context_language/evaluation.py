@@ -18,8 +18,8 @@ from zoo.data import Tokenizer
 from zoo.inference.model import LanguageModel
 
 Book = Literal["right", "another language's"]
-FACTS = "facts"
-"""Name of what is found in rows of facts."""
+FACTS, RULES = "facts", "rules"
+"""Names of what is found in rows of facts, and of the rules that answers begin with."""
 ASKED, ASKED_FACTS = 2, 4
 """Words or sentences of each language, and facts of each row, of the test at the end of a stage."""
 BOOK_IS_ENOUGH = "rules + word list"
@@ -117,18 +117,20 @@ def measure(model: LanguageModel, tokenizer: Tokenizer, setting: Setting, worklo
 
 
 def find_unseen(model: LanguageModel, tokenizer: Tokenizer, stage: Stage, number: int) -> dict[str, float]:
-    """The part that is exact of what a stage is tested with, by direction, or of its facts: of `number` rows, or of
-    `number` unseen languages in each direction."""
+    """The part that is exact of what a stage is tested with, by direction, or of its facts or rules: of `number`
+    rows, or of `number` unseen languages in each direction."""
     if stage.tested == FACTS:
         rows = (draw_facts(seed, "test", stage.facts, ASKED_FACTS) for seed in range(number))
         return {FACTS: _exact(model, tokenizer, [prompt for row in rows for prompt in facts_prompts(row)], "translate")}
+    if stage.tested == RULES:
+        documents = [_test_document(stage, seed, "from English") for seed in range(number)]
+        given = _answers(model, tokenizer, [prompt for document in documents for prompt in make_prompts(document)])
+        right = [query.rules.strip() for document in documents for query in document.queries]
+        return {RULES: float(np.mean([text.startswith(rules) for text, rules in zip(given, right, strict=True)]))}
     reached = {}
-    for direction in DIRECTIONS[:1] if stage.tested in ("rules", "order") else DIRECTIONS:
+    for direction in DIRECTIONS[:1] if stage.tested == "order" else DIRECTIONS:
         documents = [_test_document(stage, seed, direction) for seed in range(number)]
         prompts = [prompt for document in documents for prompt in make_prompts(document)]
-        if stage.tested == "rules":
-            given, right = _answers(model, tokenizer, prompts), [q.rules for d in documents for q in d.queries]
-            return {"rules": float(np.mean([text.startswith(rules.strip()) for text, rules in zip(given, right)]))}
         reached[str(direction)] = _exact(model, tokenizer, prompts, documents[0].task)
     return reached
 
@@ -138,7 +140,7 @@ def _test_document(stage: Stage, seed: int, direction: Direction) -> Document:
     glosses are asked for, or after rules and words."""
     if stage.tested == "words":
         return lookup_document(seed, "test", direction, ASKED, stage.size, stage.task)
-    if stage.tested in ("rules", "order"):
+    if stage.tested in (RULES, "order"):
         return order_document(seed, "test", ASKED, stage.size, stage.longest)
     return make_document(
         seed, "test", BOOK_IS_ENOUGH, direction, 0, ASKED, stage.size, longest=stage.longest, task=stage.task

@@ -16,9 +16,7 @@ An answer begins with the rules in short, in words that are the same for every l
 
     Gloss: object verb subject, adjective before, plural suffix, tense prefix: small = mo, dog = kaba ... Answer: ...
 
-Without it a small model learned which glosses a sentence needs, and not to read in which order they come: with few
-rules, after 1,000 steps, 65 % of unseen orders had the right glosses and 28 % were right, adjectives and affixes being
-put on either side nearly at random.
+Without them a small model learned which glosses a sentence needs before it read in which order they come.
 """
 
 from collections.abc import Sequence

@@ -37,20 +37,21 @@ class LanguageSize:
     intransitive_verbs: int = 3
     adjectives: int = 4
     prepositions: int = 2
-    """Without them there are no places."""
-    plain: bool = False
-    """Languages differ in word order, the side of adjectives, and affixes of plural and tense alone; nothing is negated
-    and no place is named (`grammar.PLAIN`)."""
+    """0: languages are plain. They differ in word order, the side of adjectives, and affixes of plural and tense alone;
+    no place is named and nothing is negated (`grammar.PLAIN`)."""
 
     def __post_init__(self):
-        if self.plain != (self.prepositions == 0):
-            raise UserError(f"a plain language has no prepositions, another one has some: not {self}")
         for part, count in self.counts.items():
             least = 0 if part == "preposition" else 1
             if not least <= count <= len(ENGLISH[part]):
                 raise UserError(
                     f"a language must have {least} .. {len(ENGLISH[part])} words of the kind {part}, not {count}"
                 )
+
+    @property
+    def plain(self) -> bool:
+        """Whether languages have few rules."""
+        return self.prepositions == 0
 
     @property
     def counts(self) -> dict[Part, int]:
@@ -85,7 +86,7 @@ class Language:
 
     @property
     def plain(self) -> bool:
-        """Whether it has few rules (`LanguageSize.plain`)."""
+        """Whether it has few rules (`LanguageSize.prepositions`)."""
         return is_plain(self.grammar)
 
 

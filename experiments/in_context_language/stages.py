@@ -2,11 +2,11 @@
 weights of the one before.
 
 Looking a word up is the hard part, and a small model that is given whole books, or word lists, from the start does not
-begin to do it. So the first stages are rows of facts (`facts.py`), then word lists and nothing else, short ones first,
-then rules, with glosses to be put in the order that they tell, then sentences, short ones first, after rules and word
-list, which are all that one needs, and only then all contexts; the window of local layers grows with them. What is
-asked is glossed first (`glosses.py`). A stage with a gate is done again, with other languages, until enough of what is
-unseen is exact; if in the end it is in neither direction, the run ends there.
+begin to do it. So the first stages are rows of facts (`facts.py`), then word lists and nothing else, short ones
+first, then rules, to be said in short, and with glosses to be put in the order that they tell, then sentences, short
+ones first, after rules and word list, which are all that one needs, and only then all contexts; the window of local
+layers grows with them. What is asked is glossed first (`glosses.py`). A stage with a gate is done again, with other
+languages, until enough of what is unseen is exact; if in the end it is in neither direction, the run ends there.
 """
 
 from dataclasses import dataclass

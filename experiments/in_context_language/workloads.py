@@ -7,7 +7,8 @@ from experiments.in_context_language.facts import FactsConfig
 from experiments.in_context_language.language import LanguageSize
 from experiments.in_context_language.stages import Stage, Workload
 
-FEW_RULES = LanguageSize(adjectives=6, prepositions=0, plain=True)
+FEW_RULES = LanguageSize(adjectives=6, prepositions=0)
+"""The languages of the study."""
 SEVEN_WORDS = replace(FEW_RULES, nouns=4, transitive_verbs=1, intransitive_verbs=1, adjectives=1)
 TWELVE_WORDS = replace(FEW_RULES, nouns=5, transitive_verbs=2, intransitive_verbs=2, adjectives=3)
 FACTS = Stage("facts", ("facts",), 96, 8, 1800, window=8, learning_rate=1.5e-3, words_asked=8,
@@ -161,6 +162,6 @@ def without_glosses(workload: Workload) -> Workload:
     )
 
 
-PLAIN = "-without-glosses"
+WITHOUT_GLOSSES = "-without-glosses"
 WORKLOADS = {"full": FULL, "quick": QUICK}
-WORKLOADS |= {f"{size}{PLAIN}": without_glosses(workload) for size, workload in WORKLOADS.items()}
+WORKLOADS |= {f"{size}{WITHOUT_GLOSSES}": without_glosses(workload) for size, workload in WORKLOADS.items()}

@@ -116,7 +116,8 @@ def vocabulary(rows: Iterable[Mapping[str, float]], least: int, least_of_mention
     Words in mentions ("h ", "t ") need `least_of_mentions` rows, by default as many as others.
     """
     counts = Counter(feature for row in rows for feature in row)
-    needed = {"h ": least_of_mentions or least, "t ": least_of_mentions or least}
+    of_mentions = least if least_of_mentions is None else least_of_mentions
+    needed = {"h ": of_mentions, "t ": of_mentions}
     kept = sorted(feature for feature, count in counts.items() if count >= needed.get(feature[:2], least))
     return {feature: column for column, feature in enumerate(kept, start=1)}
 

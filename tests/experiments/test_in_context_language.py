@@ -185,8 +185,11 @@ def test_training_reads_the_documents_and_prompts_are_tokenised_as_they_are(tmp_
 def test_wrong_sizes_and_contexts_are_named():
     with pytest.raises(UserError, match="1 .. 40 words of the kind noun, not 41"):
         LanguageSize(nouns=41)
-    with pytest.raises(UserError, match="a plain language has no prepositions"):
-        LanguageSize(plain=True)
+    with pytest.raises(UserError, match="1 .. 40 words of the kind noun, not 0"):
+        LanguageSize(nouns=0)
+    with pytest.raises(UserError, match="0 .. 8 words of the kind preposition, not -1"):
+        LanguageSize(prepositions=-1)
+    assert LanguageSize(prepositions=0).plain and not LanguageSize().plain
     with pytest.raises(UserError, match="unknown context 'sentence'; did you mean 'sentences'"):
         make_document(0, "train", "sentence", "from English")
 

@@ -418,6 +418,23 @@ def test_a_tiny_run_trains_is_examined_and_goes_on_where_it_was_stopped(out, wor
     assert all(jax.tree.leaves(same))
 
 
+def test_runs_share_the_stages_that_come_from_the_same_and_no_others():
+    def comes_from(name: str, seed: int = 0) -> list[str]:
+        workload, done, found = workload_of(arm_named(name), FULL), [], []
+        for number, stage in enumerate(workload.stages):
+            found.append(worker._comes_from(Run(name, seed), workload, done, number, 1))
+            done.append(worker.StageResult(stage.name, 1, 0, 0, 0.0, (), {}))
+        return found
+
+    main, short = comes_from(MAIN), comes_from(BASELINE)
+    assert short == main[: len(short)] and len(set(main)) == len(main) == len(FULL.stages)
+    shared = {arm.name: len(set(comes_from(arm.name)) & set(main)) for arm in ARMS if arm.weights_of is None}
+    few = {name: shared.pop(name) for name in (MAIN, BASELINE, "jumps", "window 32", "window 16")}
+    assert few == {MAIN: 9, BASELINE: 7, "jumps": 3, "window 32": 1, "window 16": 1} and set(shared.values()) == {0}
+    assert len(set(comes_from("rope 10k")) & set(comes_from("rope 10k, jumps"))) == 3
+    assert not set(comes_from(MAIN, 1)) & set(main)
+
+
 # Findings and report
 
 

@@ -27,7 +27,7 @@ class Stage:
     name: str
     """Of its folder."""
     units: int
-    """Frames, or clips, of a row; 0: what is asked for alone."""
+    """Frames, or clips, of a row; 0: one frame with a word, or one clip to be written down."""
     batch_size: int
     """B, rows in a step."""
     steps: int

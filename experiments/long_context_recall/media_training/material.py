@@ -21,8 +21,10 @@ from zoo.data.log_mel import HOP, SAMPLE_RATE
 
 START_SHARE = 0.1
 """Of needles with which their clips begin: nothing else is heard before, as at the beginning of a stream."""
-MOST_ALONE, WHAT_IS_SAID = 3, "What is said?"
-"""Recordings of a clip that is to be written down, and its question."""
+MOST_ALONE = 3
+"""Recordings of a clip that is to be written down."""
+WHAT_IS_SAID = "What is said?"
+"""Its question."""
 GOES_ON = 800
 """Samples after the last clip: resampling leaves out some, and the last frame sees what follows it."""
 SPEED, LOUDNESS = 0.1, 6.0
@@ -125,7 +127,8 @@ def _audio(workload: Workload, sources: MediaSources, items: int, plain: int, ra
         # Of all digits: what is no keyword must be heard as well, and one answer a clip would teach little.
         drawn = [random.integers(len(sources.clips)) for _ in range(1 + number % MOST_ALONE)]
         said = [spoken([sources.clips[index]]) for index in drawn]
-        whole = max(1, int(np.searchsorted(np.cumsum(list(map(len, said))), size, side="right")))
+        ends = np.cumsum([len(samples) for samples in said])
+        whole = max(1, int((ends <= size).sum()))
         alone.append(np.concatenate(said[:whole])[:size])
         transcripts.append(" ".join(WORDS[sources.clips[index].digit] for index in drawn[:whole]))
     # Single digits first: `Stage.words` may ask for them alone.

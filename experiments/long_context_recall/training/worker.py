@@ -75,7 +75,8 @@ class Result:
 
 
 def carry_out(run: Run, size: Size, out: Path, folder: Path) -> Result:
-    """Trains in `folder` and examines; `out` has tokenizer and text."""
+    """Trains in `folder` and examines; `out` has tokenizer and text. An arm that takes another one's weights has them
+    trained beside `folder`, if they are not there yet."""
     arm = arm_named(run.arm)
     tokenizer, hay = read_training(out)
     trained = arm if arm.weights_of is None else arm_named(arm.weights_of)
