@@ -40,7 +40,7 @@ from zoo.models.gemini import Gemini, GeminiConfig
 
 LANGUAGES = [(seed, split) for split in ("train", "test") for seed in range(6)]
 SIZES = [pytest.param(LanguageSize(), id="rich"), pytest.param(FEW_RULES, id="plain")]
-DIVIDED_BY = {False: ("order", "adposition", "negation"), True: ("order", "adjective", "number")}
+DIVIDED_BY = {False: ("order", "adposition", "negation"), True: ("order", "adjective", "number", "tense")}
 """Rules whose combinations are held out, of rich and of plain languages."""
 
 
@@ -108,32 +108,47 @@ def test_english_has_one_wording_for_each_meaning():
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_languages_of_training_and_testing_share_no_word_and_no_triple_of_rules(size):
+def test_languages_of_training_and_testing_share_no_word_and_no_combination_of_rules(size):
     languages = {
         split: [make_language(s, kind, size) for s, kind in LANGUAGES if kind == split] for split in ("train", "test")
     }
     for split, members in languages.items():
         assert {split_of(language.grammar) for language in members} == {split}
         assert {split_of_word(word) for language in members for _, _, word in language.words} == {split}
-    triples = {
+    combinations = {
         split: {tuple(getattr(m.grammar, name) for name in DIVIDED_BY[size.plain]) for m in members}
         for split, members in languages.items()
     }
-    assert not triples["train"] & triples["test"]
+    assert not combinations["train"] & combinations["test"]
     assert size.plain or len({profile(m.grammar) for m in languages["train"]}) == len(languages["train"])
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_pair_of_rules_of_a_test_language_is_trained_on(size):
+def test_any_part_of_a_held_out_combination_of_rules_is_trained_on(size):
     grammar, names = make_language(0, "train", size).grammar, DIVIDED_BY[size.plain]
-    values = (ORDERS, SIDES, PLAIN_AFFIXES if size.plain else NEGATIONS)
+    values = (ORDERS, SIDES, PLAIN_AFFIXES, PLAIN_AFFIXES) if size.plain else (ORDERS, SIDES, NEGATIONS)
     combinations = {
-        triple: split_of(dataclasses.replace(grammar, **dict(zip(names, triple)))) for triple in product(*values)
+        rules: split_of(dataclasses.replace(grammar, **dict(zip(names, rules, strict=True))))
+        for rules in product(*values)
     }
-    trained = [triple for triple, split in combinations.items() if split == "train"]
-    assert (len(trained), len(combinations)) == ((19, 24) if size.plain else (48, 60))
-    for a, b in ((0, 1), (0, 2), (1, 2)):
-        assert {(t[a], t[b]) for t in trained} == {(t[a], t[b]) for t in combinations}
+    trained = [rules for rules, split in combinations.items() if split == "train"]
+    assert (len(trained), len(combinations)) == ((42, 48) if size.plain else (48, 60))
+    for left_out in range(len(names)):
+        parts = lambda some: {rules[:left_out] + rules[left_out + 1 :] for rules in some}  # noqa: B023, E731
+        assert parts(trained) == parts(combinations)
+
+
+def test_each_value_of_a_plain_rule_is_tested():
+    grammar = make_language(0, "train", LanguageSize(prepositions=0)).grammar
+    values = (ORDERS, SIDES, PLAIN_AFFIXES, PLAIN_AFFIXES)
+    tested = [
+        rules
+        for rules in product(*values)
+        if split_of(dataclasses.replace(grammar, **dict(zip(DIVIDED_BY[True], rules, strict=True)))) == "test"
+    ]
+    for number, all_values in enumerate(values):
+        counted = [[rules[number] for rules in tested].count(value) for value in all_values]
+        assert len(set(counted)) == 1 and sum(counted) == len(tested)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

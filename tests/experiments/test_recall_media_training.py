@@ -9,7 +9,7 @@ from flax import nnx
 
 from experiments.long_context_recall.audio import AudioHaystack, digit_in_a_stream
 from experiments.long_context_recall.media import media_sources, part_of
-from experiments.long_context_recall.media_training import report, rows, study, trainer, worker
+from experiments.long_context_recall.media_training import augmentation, report, rows, study, trainer, worker
 from experiments.long_context_recall.media_training.curriculum import AUDIO, VIDEO, Stage
 from experiments.long_context_recall.media_training.examination import MediaExamined
 from experiments.long_context_recall.media_training.material import WHAT_IS_SAID, make_material
@@ -107,12 +107,28 @@ def test_noise_covers_what_is_softer_and_is_another_one_for_every_clip():
     random = np.random.default_rng(0)
     mel = np.full((2, 3, 50, 128), -11.5, np.float32)
     mel[:, :, 20:30] = 4.0  # far louder than any noise
-    heard = rows.with_noise(mel, random)
+    heard = augmentation.with_noise(mel, random)
     assert heard.dtype == np.float32 and heard.shape == mel.shape
     loud, soft = heard[:, :, 20:30] - mel[:, :, 20:30], heard[:, :, :20]
-    assert np.abs(loud).max() < rows.TILT + rows.GAIN + 0.01 and np.ptp(loud, axis=2).max() < 0.01
+    assert np.abs(loud).max() < augmentation.TILT + augmentation.GAIN + 0.01 and np.ptp(loud, axis=2).max() < 0.01
     levels = soft.mean((2, 3))
     assert soft.mean() > -10.5 and np.unique(levels.round(3)).size == 6 and levels.std() > 0.3
+
+
+def test_bent_clips_hold_the_same_between_the_same_ends():
+    random = np.random.default_rng(0)
+    frames, bands = np.meshgrid(np.arange(40.0), np.arange(30.0), indexing="ij")
+    mel = np.broadcast_to(np.stack([frames, bands])[:, None], (2, 5, 40, 30)).astype(np.float32)
+    real = np.ones((2, 5, 40), bool)
+    real[:, 0, 25:] = False
+    heard = augmentation.bent(mel, real, random)
+    assert heard.dtype == np.float32 and heard.shape == mel.shape
+    at_frame, at_band = heard[0, :, :, 3], heard[1, :, 7]
+    for at, same in ((at_frame[0], [0, 24, *range(25, 40)]), (at_frame[1:], [0, 39]), (at_band, [0, 29])):
+        np.testing.assert_allclose(at[..., same], np.broadcast_to(same, at[..., same].shape), atol=1e-4)
+        assert (np.diff(at) > 0).all()
+    most = np.abs(at_frame[1:] - np.arange(40)).max(1)
+    assert 0.5 < most.max() <= augmentation.BENT_FRAMES * 39 and np.unique(most.round(3)).size == 4
 
 
 @pytest.mark.parametrize("task", ["video", pytest.param("audio-keyword", marks=pytest.mark.slow)])

@@ -145,9 +145,10 @@ AUDIO = Workload(
     "audio-keyword",
     (
         Stage("one-word", 0, 24, 250, 1e-3, words=10),
-        Stage("alone", 0, 24, 500, 1e-3, gate=0.9, attempts=3),
-        Stage("2-clips", 2, 16, 400, 1e-3, gate=0.95, attempts=4),
-        Stage("8-clips", 8, 8, 200, 1e-3, gate=0.95, attempts=4),
+        # Here words are learnt, several in a clip; later rows teach one each, at twice the cost of a step and more.
+        Stage("alone", 0, 24, 1500, 1e-3, gate=0.97, attempts=2),
+        Stage("2-clips", 2, 16, 400, 5e-4, gate=0.98, attempts=2),
+        Stage("8-clips", 8, 8, 200, 5e-4, encoders=False, gate=0.97, attempts=2),
         Stage("64-clips", 64, 4, 200, 5e-4, encoders=False, gate=0.95, attempts=2),
         Stage("256-clips", 256, 2, 120, 3e-4, encoders=False, gate=0.95, attempts=2, test_rows=96),
         Stage("684-clips", 684, 1, 100, 3e-4, encoders=False, gate=0.97, attempts=2, test_rows=64),

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int32
 
+from experiments.long_context_recall.media_training.augmentation import heard_otherwise
 from experiments.long_context_recall.media_training.curriculum import Stage, Workload
 from experiments.long_context_recall.media_training.material import Bank, Material
 from zoo.data import AudioClips, Batch, Media, PackedImages, Tokenizer
@@ -17,10 +18,6 @@ from zoo.data.vocabulary import MediaVocabulary
 
 ROUNDED = 32
 """Rows are padded to a multiple of so many tokens."""
-NOISE, NOISE_SPREAD = (-11.0, -6.0), 0.7
-"""Loudness of the noise, from silence on (`zoo.data.log_mel.USM_SILENCE`, -11.5), and its deviation between cells."""
-TILT, GAIN = 0.7, 0.5
-"""Most difference between the middle and the highest band, and between clips."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,18 +136,6 @@ def gathered(plain: Any, needles: Any, picks: Picks) -> np.ndarray:
     return found
 
 
-def with_noise(
-    mel: Float32[np.ndarray, "*clips frames bins"], random: np.random.Generator
-) -> Float32[np.ndarray, "*clips frames bins"]:
-    """Clips in noise, each in one of its own loudness and slope over the bands, and heard through a filter that is
-    another one for each clip: log(exp(mel) + exp(noise)) + filter, in natural logarithms of magnitudes."""
-    one, slope = (*mel.shape[:-2], 1, 1), np.linspace(-1, 1, mel.shape[-1])
-    noise = random.uniform(*NOISE, size=one) + random.uniform(-1, 1, size=one) * slope
-    noise = noise + NOISE_SPREAD * random.standard_normal(mel.shape, np.float32)
-    tilt = random.uniform(-TILT, TILT, size=one) * slope + random.uniform(-GAIN, GAIN, size=one)
-    return (np.logaddexp(mel, noise) + tilt).astype(np.float32)
-
-
 def batch_of(
     layout: Layout,
     stage: Stage,
@@ -159,7 +144,7 @@ def batch_of(
     random: np.random.Generator | None = None,
 ) -> Batch:
     """A batch of one document a row, whose answers alone count. soft: soft tokens of (plain, needles), each
-    [items, U, unit_tokens, D], in place of media. random: recordings get noise (`with_noise`)."""
+    [items, U, unit_tokens, D], in place of media. random: recordings are heard otherwise (`augmentation.py`)."""
     bank = bank_of(layout.material, stage)
     rows, units = picks.plain.shape
     shape = (rows, layout.length(stage))
@@ -190,6 +175,6 @@ def batch_of(
             heard = gathered(layout.material.plain.real, bank.real, picks)
             mel = values.astype(np.float32)
             if random is not None:
-                mel = with_noise(mel, random)
+                mel = heard_otherwise(mel, heard, random)
             shown = Media(audio=AudioClips(mel, heard), audio_slots=slots)
     return Batch(tokens, targets, positions, real, weights, shown)
