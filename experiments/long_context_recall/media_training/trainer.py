@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from experiments.long_context_recall.media_training.augmentation import heard_otherwise
 from experiments.long_context_recall.media_training.curriculum import Stage, optimizer_of
 from experiments.long_context_recall.media_training.material import Bank
 from experiments.long_context_recall.media_training.rows import Layout, bank_of, batch_of, draw_picks
@@ -51,11 +50,8 @@ def reader_of(model: Gemini) -> Reader:
     return nnx.merge(graphdef, nnx.from_flat_state([(path, own[path]) for path, _ in nnx.to_flat_state(wanted)]))
 
 
-def soft_bank(
-    model: Gemini, bank: Bank, coordinates: np.ndarray | None, random: np.random.Generator | None = None
-) -> np.ndarray:
-    """float32 soft tokens [items, U, tokens, D] of a bank, as `Gemini.embed` makes them. random: recordings are heard
-    otherwise, once."""
+def soft_bank(model: Gemini, bank: Bank, coordinates: np.ndarray | None) -> np.ndarray:
+    """float32 soft tokens [items, U, tokens, D] of a bank, as `Gemini.embed` makes them."""
     encode = _encode_images if bank.real is None else _encode_clips
     graphdef, params = nnx.split(model, nnx.Param)
     items, units = bank.values.shape[:2]
@@ -64,8 +60,6 @@ def soft_bank(
     found = []
     for start in range(0, len(values), ENCODED):
         part = values[start : start + ENCODED]
-        if bank.real is not None and random is not None:
-            part = heard_otherwise(part.astype(np.float32), other[start : start + ENCODED], random)  # type: ignore[index]
         missing = ENCODED - len(part)
         padded = np.pad(part, ((0, missing), *[(0, 0)] * (part.ndim - 1)))
         if bank.real is None:
@@ -91,19 +85,18 @@ def _encode_clips(graphdef: Any, params: Any, mel: jax.Array, real: jax.Array) -
     return model.audio_projector(encoded[:, 0])
 
 
-def soft_banks(model: Gemini, layout: Layout, stage: Stage, random: np.random.Generator | None = None) -> SoftBanks:
-    """Of everything that the rows of a stage are made of. random: for training. (An encoder knows the recordings that
-    it learned from by heart: as they were, they would be clearer to the decoder than new ones ever are.)"""
+def soft_banks(model: Gemini, layout: Layout, stage: Stage) -> SoftBanks:
+    """Of everything that the rows of a stage are made of."""
     material = layout.material
     plain, needles = (
-        soft_bank(model, bank, material.coordinates, random) for bank in (material.plain, bank_of(material, stage))
+        soft_bank(model, bank, material.coordinates) for bank in (material.plain, bank_of(material, stage))
     )
     return plain, needles
 
 
 def train_stage(model: Gemini, layout: Layout, stage: Stage, random: np.random.Generator, seed: int) -> Trained:
     """One attempt. The model's weights are used up."""
-    soft = None if stage.encoders else soft_banks(model, layout, stage, random)
+    soft = None if stage.encoders else soft_banks(model, layout, stage)
     learner = model if stage.encoders else reader_of(model)
     resting = None if stage.encoders else encoder_params(model)
     graphdef, params = nnx.split(learner, nnx.Param)
