@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.in_context_language.evaluation import FACTS
+from experiments.in_context_language.evaluation import FACTS, RULES
 from experiments.in_context_language.findings import curve, find, settings, value
 from experiments.in_context_language.prompts import DIRECTIONS
 from experiments.in_context_language.report import Results
@@ -73,7 +73,7 @@ def draw_training(results: Results, path: Path) -> None:
             x, y = zip(*stage.training, strict=True)
             panels[0].plot(np.array(x) + begin, y, color=f"C{run.run.seed}", lw=0.9)
             begin += x[-1]
-        for what, style in zip((FACTS, *DIRECTIONS), (":^", "-o", "--s"), strict=True):
+        for what, style in zip((FACTS, RULES, *DIRECTIONS), (":^", ":v", "-o", "--s"), strict=True):
             stages = [stage for stage in run.stages if what in stage.found]
             x = [places[stage.stage, stage.attempt] for stage in stages]
             found = [100 * stage.found[what] for stage in stages]
@@ -83,7 +83,7 @@ def draw_training(results: Results, path: Path) -> None:
     panels[0].set_ylabel("nats per token that counts")
     names = [f"{stage}\nattempt {attempt}" for stage, attempt in places]
     panels[1].set_xticks(range(len(names)), names, fontsize=7)
-    panels[1].set_ylabel("exact, of unseen facts, words, sentences, %")
+    panels[1].set_ylabel("exact, of unseen facts, words, rules, sentences, %")
     panels[1].set_ylim(0, 100)
     panels[1].legend(fontsize=7)
     _save(figure, path)
@@ -91,6 +91,13 @@ def draw_training(results: Results, path: Path) -> None:
 
 NAMES = {"ablation": draw_ablation, "shots": draw_shots, "training": draw_training}
 """The pictures, by the end of their file names."""
+
+
+def draw_all(results: Results, folder: Path, stem: str) -> list[str]:
+    """All pictures; their file names."""
+    for name, draw in NAMES.items():
+        draw(results, folder / f"{stem}-{name}.png")
+    return [f"{stem}-{name}.png" for name in NAMES]
 
 
 def _save(figure, path: Path) -> None:

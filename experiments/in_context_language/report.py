@@ -1,12 +1,11 @@
 """Tables for the terminal and for the dated report, from the same results."""
 
-import json
 import os
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
-from experiments.in_context_language.evaluation import FACTS, Setting
+from experiments.in_context_language.evaluation import FACTS, RULES, Setting
 from experiments.in_context_language.findings import (
     Baseline,
     aims,
@@ -21,10 +20,9 @@ from experiments.in_context_language.findings import (
 from experiments.in_context_language.prompts import DIRECTIONS, Direction
 from experiments.in_context_language.stages import Workload
 from experiments.in_context_language.worker import Result
+from experiments.pages import aim_table, falls_short, write_page
 from experiments.speed import machine
-from experiments.speed.report import Rows, as_markdown, as_text
-
-__all__ = ["Results", "as_json", "as_markdown", "as_text", "describe", "tables", "write_report"]
+from experiments.speed.report import Rows, as_markdown
 
 
 @dataclass
@@ -42,7 +40,9 @@ class Results:
     baselines: list[Baseline]
     """Translations without a model."""
     runs: list[Result]
-    """All runs."""
+    """All that are there."""
+    missing: list[str] = field(default_factory=list)
+    """Names of runs that are not."""
 
 
 def describe() -> dict[str, str]:
@@ -59,10 +59,7 @@ def tables(results: Results) -> list[tuple[str, Rows]]:
         found.append(("Sentences and nothing else, chrF", _curve_rows(results)))
     found.append(("Stages of the training", _stage_rows(results)))
     listed = aims(results.runs, results.baselines)
-    if listed:
-        rows = [[a.what, a.aim, a.measured, "reached" if a.reached else "short"] for a in listed]
-        found.append(("Aims", [["", "aim", "measured", ""], *rows]))
-    return found
+    return [*found, aim_table(listed)] if listed else found
 
 
 def _ablation_rows(results: Results, direction: Direction) -> Rows:
@@ -110,7 +107,7 @@ def _curve_rows(results: Results) -> Rows:
 
 def _stage_rows(results: Results) -> Rows:
     rows = [["seed", "stage", "attempt", "languages", "million tokens", "minutes", "loss",
-             "tested with", *(f"exact, {of}" for of in (FACTS, *DIRECTIONS))]]  # fmt: skip
+             "tested with", *(f"exact, {of}" for of in (FACTS, RULES, *DIRECTIONS))]]  # fmt: skip
     tested = {stage.name: stage.tested for stage in results.workload.stages}
     for run in results.runs:
         for stage in run.stages:
@@ -124,43 +121,42 @@ def _stage_rows(results: Results) -> Rows:
                     f"{stage.seconds / 60:.1f}",
                     f"{stage.training[-1][1]:.3f}",
                     tested[stage.stage],
-                    *(f"{100 * stage.found[of]:.0f} %" if of in stage.found else "-" for of in (FACTS, *DIRECTIONS)),
+                    *(
+                        f"{100 * stage.found[of]:.0f} %" if of in stage.found else "-"
+                        for of in (FACTS, RULES, *DIRECTIONS)
+                    ),
                 ]
             )
     return rows
 
 
-def as_json(results: Results) -> str:
-    """All results, every run's."""
-    return json.dumps(asdict(results), ensure_ascii=False)
-
-
 def write_report(results: Results, pictures: list[str]) -> str:
     """The dated report, Markdown. What falls short is said in so many words."""
     w, done = results.workload, complete(results.runs)
-    short = [aim for aim in aims(results.runs, results.baselines) if not aim.reached]
     parameters = results.runs[0].parameters / 1e6
     glossed = "after a gloss of its own" if w.stages[-1].glosses else "at once, without a gloss"
-    parts = [
-        f"# Learning a language from its grammar book, in context, {results.date}",
-        f"`{results.command}`; the protocol is in [experiments/in_context_language]"
-        "(../../experiments/in_context_language/README.md). A model of "
-        f"{parameters:.2f}M parameters, trained on made-up languages alone, translates {w.test_questions} sentences of "
-        f"each of {w.test_languages} languages that it has never seen, in both directions, {glossed}. {len(done)} of "
-        f"{len(results.runs)} runs went to the end; means over these with Student's 95 % interval. Intervals of "
-        "baselines are over sentences.",
-        *(f"Seed {run.run.seed} was ended: {run.ended}." for run in results.runs if run.ended),
-    ]
-    for title, rows in tables(results):
-        parts += [f"## {title}", as_markdown(rows)]
-    parts.append("## What falls short")
-    nothing = "Nothing of the aims." if done else "No run went to the end."
-    parts.append("\n".join(f"* {aim.what}: {aim.measured}, aim {aim.aim}." for aim in short) or nothing)
-    parts += [f"![{name}]({name})" for name in pictures]
+    ending = falls_short(aims(results.runs, results.baselines))
     if done:
-        parts += ["## Answers", as_markdown(_answer_rows(done[0]))]
-    parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in results.machine.items())])]
-    return "\n\n".join(parts) + "\n"
+        ending += ["## Answers", as_markdown(_answer_rows(done[0]))]
+    else:
+        ending[-1] = "No run went to the end."
+    return write_page(
+        [
+            f"# Learning a language from its grammar book, in context, {results.date}",
+            f"`{results.command}`; the protocol is in [experiments/in_context_language]"
+            "(../../experiments/in_context_language/README.md). A model of "
+            f"{parameters:.2f}M parameters, trained on made-up languages alone, translates {w.test_questions} "
+            f"sentences of each of {w.test_languages} languages that it has never seen, in both directions, {glossed}. "
+            f"{len(done)} of {len(results.runs)} runs went to the end; means over these with Student's 95 % interval. "
+            "Intervals of baselines are over sentences.",
+        ],
+        tables=tables(results),
+        pictures=pictures,
+        machine=results.machine,
+        missing=results.missing,
+        notes=[f"Seed {run.run.seed} was ended: {run.ended}." for run in results.runs if run.ended],
+        ending=ending,
+    )
 
 
 def _answer_rows(run: Result) -> Rows:

@@ -16,6 +16,7 @@ from experiments.in_context_language.lessons import write_lessons
 from experiments.in_context_language.scores import Score
 from experiments.in_context_language.stages import Run, Stage, Workload, model_of, recipe_of
 from experiments.in_context_language.workloads import WORKLOADS
+from experiments.kept import read_fields
 from experiments.matching import begin_queries_like_keys
 from experiments.runs import say, write_json
 from experiments.training import train_to_the_end
@@ -177,8 +178,8 @@ def mean(found: Mapping[str, float]) -> float:
 
 
 def read_result(path: Path) -> Result:
-    """The inverse of `write_result`."""
-    fields = json.loads(path.read_text())
+    """The inverse of `write_result`; a signature is left out."""
+    fields = read_fields(path)
     stages, measured = (tuple(map(make, fields[name])) for name, make in
                         (("stages", _stage_from), ("measured", _measured_from)))  # fmt: skip
     return Result(**fields | {"run": Run(**fields["run"]), "stages": stages, "measured": measured})

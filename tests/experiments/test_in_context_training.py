@@ -3,12 +3,13 @@
 import dataclasses
 import json
 import shutil
+from pathlib import Path
 
 import jax
 import pytest
 
 from experiments.in_context_language import __main__ as command
-from experiments.in_context_language import findings, pictures, real_languages, report, worker
+from experiments.in_context_language import findings, pictures, real_languages, report, study, worker
 from experiments.in_context_language.answers import batches, padded_length
 from experiments.in_context_language.documents import CONTEXTS, make_document
 from experiments.in_context_language.evaluation import (
@@ -216,7 +217,7 @@ def run_command(monkeypatch, *arguments: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--seeds", "0"), "seeds must be at least 1, got 0"),
+        (("--seeds", "0,x"), "need different whole numbers"),
         (("--real", "kalamang"), "--checkpoint and --real belong together"),
         (("--checkpoint", "x"), "--checkpoint and --real belong together"),
         (("--checkpoint", "x", "--real", "lojban", "--sentences", "0"), "sentences must be at least 1"),
@@ -228,10 +229,34 @@ def test_wrong_options_are_refused_in_one_line(arguments, message, monkeypatch):
 
 
 def test_a_folder_with_runs_of_other_sizes_is_refused(tmp_path):
-    command.prepare(tmp_path, QUICK)
-    command.prepare(tmp_path, dataclasses.replace(QUICK, seeds=7))  # more runs of the same kind
+    study.prepare(tmp_path, QUICK)
+    study.prepare(tmp_path, dataclasses.replace(QUICK, seeds=7))  # more runs of the same kind
     with pytest.raises(UserError, match="holds runs with another embed_dim: give another --out"):
-        command.prepare(tmp_path, dataclasses.replace(QUICK, embed_dim=64))
+        study.prepare(tmp_path, dataclasses.replace(QUICK, embed_dim=64))
+
+
+def test_results_are_kept_and_only_missing_seeds_are_run(tmp_path, monkeypatch, capsys):
+    done = []
+
+    def run_in_process(name, module, arguments, log, environment):
+        size, seed, _, path = arguments
+        done.append((size, seed))
+        worker.write_result(result(int(seed), GOOD), Path(path))
+
+    monkeypatch.setattr(study, "run_in_process", run_in_process)
+    folders = ("--quick", "--out", str(tmp_path / "out"), "--results", str(tmp_path / "kept"))
+    run_command(monkeypatch, *folders, "--seeds", "1")
+    run_command(monkeypatch, *folders, "--seeds", "1,2")
+    assert done == [("quick", "1"), ("quick", "2")]
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == ["seed-1.json", "seed-2.json"]
+    capsys.readouterr()
+    run_command(monkeypatch, *folders, "--seeds", "1,3", "--only-report", "--report", str(tmp_path / "page.md"))
+    assert len(done) == 2 and "Not done yet: seed-3." in (tmp_path / "page.md").read_text()
+    assert [run["run"]["seed"] for run in json.loads((tmp_path / "page.json").read_text())["runs"]] == [1]
+    with pytest.raises(UserError, match="has no result of these seeds"):
+        run_command(monkeypatch, *folders, "--seeds", "5", "--only-report")
+    with pytest.raises(UserError, match="seed-1.json was made with other stages or sizes"):
+        run_command(monkeypatch, *folders, "--seeds", "1", "--without-glosses")
 
 
 PAIRS = tuple(Pair(f"mo {a}ka la {b}", f"The {a} sees the {b}.") for a in ("dog", "cat") for b in "xyz")
@@ -339,11 +364,9 @@ def test_a_run_that_was_ended_is_told_and_left_out_of_the_means(tmp_path):
     assert "2 of 3 runs went to the end" in text and "Seed 2 was ended: no words were found." in text
     none = dataclasses.replace(made, runs=[ended])
     assert "No run went to the end." in report.write_report(none, [])
-    for name, draw in pictures.NAMES.items():
-        for number, which in enumerate((made, none)):
-            draw(which, tmp_path / f"{name}-{number}.png")
-            assert (tmp_path / f"{name}-{number}.png").stat().st_size > 1000
-    assert json.loads(report.as_json(made))["runs"][2]["ended"] == "no words were found"
+    for stem, which in (("made", made), ("none", none)):
+        names = pictures.draw_all(which, tmp_path, stem)
+        assert len(names) == 3 and all((tmp_path / name).stat().st_size > 1000 for name in names)
 
 
 def test_baselines_are_asked_the_same_sentences():
