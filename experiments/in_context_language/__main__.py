@@ -1,7 +1,7 @@
 """python -m experiments.in_context_language: training on thousands of made-up languages, tested on unseen ones.
 
 python -m experiments.in_context_language --quick
-python -m experiments.in_context_language --report docs/benchmarks/DATE-in-context-language.md
+python -m experiments.in_context_language --only-report --report docs/benchmarks/DATE-in-context-language.md
 python -m experiments.in_context_language --checkpoint CKPT --real kalamang
 """
 
@@ -68,6 +68,8 @@ def main() -> None:
     if (settings.checkpoint is None) != (settings.real is None):
         raise UserError("--checkpoint and --real belong together: a model, and the language that it is examined on")
     if settings.real is not None:
+        if settings.seeds or settings.results is not None or settings.only_report:
+            raise UserError("--seeds, --results and --only-report belong to the study: leave them or --real out")
         examine_real(settings)
     else:
         study_of(settings)

@@ -221,6 +221,8 @@ def run_command(monkeypatch, *arguments: str) -> None:
         (("--real", "kalamang"), "--checkpoint and --real belong together"),
         (("--checkpoint", "x"), "--checkpoint and --real belong together"),
         (("--checkpoint", "x", "--real", "lojban", "--sentences", "0"), "sentences must be at least 1"),
+        (("--checkpoint", "x", "--real", "lojban", "--only-report"), "belong to the study"),
+        (("--checkpoint", "x", "--real", "lojban", "--seeds", "1"), "belong to the study"),
     ],
 )
 def test_wrong_options_are_refused_in_one_line(arguments, message, monkeypatch):
@@ -364,6 +366,8 @@ def test_a_run_that_was_ended_is_told_and_left_out_of_the_means(tmp_path):
     assert "2 of 3 runs went to the end" in text and "Seed 2 was ended: no words were found." in text
     none = dataclasses.replace(made, runs=[ended])
     assert "No run went to the end." in report.write_report(none, [])
+    numbers = json.dumps(dataclasses.asdict(made), allow_nan=False)
+    assert json.loads(numbers)["runs"][2]["ended"] == "no words were found"
     for stem, which in (("made", made), ("none", none)):
         names = pictures.draw_all(which, tmp_path, stem)
         assert len(names) == 3 and all((tmp_path / name).stat().st_size > 1000 for name in names)
