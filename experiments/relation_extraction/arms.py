@@ -94,10 +94,12 @@ class Size:
     """Of matrices and embeddings."""
     dropout: float = 0.1
     """Of the encoder's hidden states. Vectors of bags of the arms with a softmax have another one of 0.5 (OpenNRE)."""
-    mlm_steps: int = 2000
+    mlm_steps: int = 4000
     """Steps of pre-training on masked tokens, 0: none."""
-    mlm_rows: int = 16
-    """Rows of `passage_tokens` in such a step."""
+    mlm_rows: int = 48
+    """Rows of such a step."""
+    mlm_tokens: int = 64
+    """Tokens of such a row. Each place is seen more often than in long rows, and attention costs less."""
     mlm_learning_rate: float = 2e-3
     """Its peak."""
     novels_share: float = 0.5
@@ -130,7 +132,7 @@ SIZES = {
         length_step=48,
         batch_bags=16,
         epochs=8,
-        mlm_steps=500,
+        mlm_steps=1000,
     ),
     "quick": Size(
         embed_dim=32,
@@ -146,6 +148,7 @@ SIZES = {
         learning_rate=5e-3,
         mlm_steps=30,
         mlm_rows=8,
+        mlm_tokens=32,
         linear_penalties=(0.1,),
         linear_least=2,
         linear_steps=20,
@@ -167,10 +170,10 @@ SIZES = {
 }
 """By name: those of the data sets that are known, and of the others."""
 DEFAULT_ARMS = {
-    "gids": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW, "PARE, own NA", "PARE, padding", "PCNN",
-             AVERAGE + SCRATCH, ATTENTION + SCRATCH, PARE + SCRATCH),
+    "gids": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW, "PARE, own NA", "PCNN", AVERAGE + SCRATCH,
+             PARE + SCRATCH),
     "indore": (LINEAR, ATTENTION, "MNRE", PARE, NO_FLOW, "PCNN"),
-    "relx": (LINEAR, AVERAGE, ATTENTION, "MNRE", PARE, NO_FLOW),
+    "relx": (LINEAR, AVERAGE, ATTENTION, "at least one", "MNRE", PARE, NO_FLOW, "PCNN"),
     "quick": (LINEAR, ATTENTION, PARE),
     "own": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW, "PCNN"),
     "bert": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW),

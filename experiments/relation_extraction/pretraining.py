@@ -69,7 +69,7 @@ def mlm_recipe(size: Size, tokenizer: Tokenizer, text: Path, out: Path, novels: 
             paths=paths,
             weights=(1 - share, *(share / len(novels) for _ in novels)) if share else (),
             tokenizer=str(out / "tokenizer"),
-            sequence_length=size.passage_tokens,
+            sequence_length=size.mlm_tokens,
             batch_size=size.mlm_rows,
         ),
         optimizer=replace(

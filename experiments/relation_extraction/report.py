@@ -162,7 +162,7 @@ def told(part: Part) -> str:
     return (
         f"Up to {size.most_sentences} sentences and {size.passage_tokens} tokens of a bag, {size.sentence_tokens} of a "
         f"sentence; {size.epochs} epochs of {size.batch_bags} bags a step, rate {size.learning_rate:g}, dropout "
-        f"{size.dropout:g}; masked tokens: {size.mlm_steps:,} steps of {size.mlm_rows} x {size.passage_tokens} tokens."
+        f"{size.dropout:g}; masked tokens: {size.mlm_steps:,} steps of {size.mlm_rows} x {size.mlm_tokens} tokens."
     )
 
 

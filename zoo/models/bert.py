@@ -10,11 +10,13 @@ first and the second text of a pair, are `token_type_ids` here. Dropout is that 
 attention's weights, which the kernels do not have. Source of names and details: transformers 5.23, models/bert.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Float32, Int, Key
 
@@ -25,6 +27,7 @@ from zoo.nn.dropout import dropped, folded
 from zoo.nn.encoder_block import PostNormBlock, encoder_block_parameters
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
+from zoo.nn.relative_attention import sinusoids
 from zoo.parallel import spmd, state_axes
 from zoo.training.masked_loss import MASKED_SHARE
 
@@ -101,6 +104,17 @@ class BertConfig:
         return self.num_layers * layer + MASKED_SHARE * head
 
 
+def waves(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Float[Array, "t d"]:
+    """Initial position table: sines and cosines of many periods, as large as random rows, and the same for every key.
+
+    What a place is to its neighbours is then the same everywhere in the row. With random rows every place has to learn
+    it by itself, and a small model is stuck at what it knows without attention (docs/decisions.md, 2026-11-28).
+    """
+    rows, width = shape
+    table = sinusoids(np.arange(rows), width + width % 2)[:, :width]
+    return jnp.asarray(table * math.sqrt(2 / width), dtype)
+
+
 class MaskedTokenHead(nnx.Module):
     """norm(gelu(x . kernel + b)), whose products with the word embeddings, plus `bias`, are the logits."""
 
@@ -137,11 +151,12 @@ class Bert(nnx.Module):
         self.config, self.execution = config, execution
         width, dtype = config.embed_dim, execution.weight_dtype
 
-        def table(rows: int):
-            return parameter(rngs, (rows, width), (None, "embed"), fan_in_normal(width), dtype)
+        def table(rows: int, initializer: Any):
+            return parameter(rngs, (rows, width), (None, "embed"), initializer, dtype)
 
         self.embedder = Embedder(config.vocab_size, width, scaled=False, execution=execution, rngs=rngs)
-        self.position, self.token_type = table(config.num_positions), table(config.num_token_types)
+        self.position = table(config.num_positions, waves)
+        self.token_type = table(config.num_token_types, fan_in_normal(width))
         self.embedding_norm = LayerNorm(width, eps=config.norm_eps, execution=execution, rngs=rngs)
         self.layers = build_layers(
             lambda _, rngs: PostNormBlock(
