@@ -114,7 +114,7 @@ class Size:
 
 SIZES = {
     # 7 % of its bags have more than three sentences.
-    "gids": Size(lowercase=True, passage_tokens=192, sentence_tokens=64, most_sentences=3, epochs=4),
+    "gids": Size(lowercase=True, passage_tokens=192, sentence_tokens=64, most_sentences=3, epochs=6, dropout=0.2),
     # Seven times as many bags: fewer epochs, and shorter passages. The two mentions of one line have 74 tokens.
     "indore": Size(
         vocab_size=12_288,
@@ -132,6 +132,7 @@ SIZES = {
         length_step=48,
         batch_bags=16,
         epochs=8,
+        dropout=0.2,
         mlm_steps=1000,
     ),
     "quick": Size(
