@@ -104,7 +104,7 @@ class BertConfig:
         return self.num_layers * layer + MASKED_SHARE * head
 
 
-def waves(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Float[Array, "t d"]:
+def sinusoidal_positions(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Float[Array, "t d"]:
     """Initial position table: sines and cosines of many periods, as large as random rows, and the same for every key.
 
     What a place is to its neighbours is then the same everywhere in the row. With random rows every place has to learn
@@ -155,7 +155,7 @@ class Bert(nnx.Module):
             return parameter(rngs, (rows, width), (None, "embed"), initializer, dtype)
 
         self.embedder = Embedder(config.vocab_size, width, scaled=False, execution=execution, rngs=rngs)
-        self.position = table(config.num_positions, waves)
+        self.position = table(config.num_positions, sinusoidal_positions)
         self.token_type = table(config.num_token_types, fan_in_normal(width))
         self.embedding_norm = LayerNorm(width, eps=config.norm_eps, execution=execution, rngs=rngs)
         self.layers = build_layers(
