@@ -151,6 +151,7 @@ def write_report(study: Study, pictures: Sequence[Sequence[str]]) -> str:
             parts.append(f"Not done yet: {', '.join(part.missing)}.")
         for title, rows in tables(part):
             parts += [f"### {title}", as_markdown(rows)]
+        parts.append(took(part))
         parts += [f"![{name}]({name})" for name in names]
     parts += ["## Machine", as_markdown([["", ""], *([key, value] for key, value in study.machine.items())])]
     return "\n\n".join(parts) + "\n"
@@ -164,6 +165,13 @@ def told(part: Part) -> str:
         f"sentence; {size.epochs} epochs of {size.batch_bags} bags a step, rate {size.learning_rate:g}, dropout "
         f"{size.dropout:g}; masked tokens: {size.mlm_steps:,} steps of {size.mlm_rows} x {size.mlm_tokens} tokens."
     )
+
+
+def took(part: Part) -> str:
+    """What all of it cost."""
+    runs = sum(run.seconds for run in part.runs) / 60
+    before = "" if part.pretraining is None else f", {part.pretraining.seconds / 60:.0f} minutes of pre-training"
+    return f"{len(part.runs)} runs of {runs:.0f} minutes of processor time together{before}."
 
 
 def as_json(study: Study) -> dict[str, Any]:

@@ -268,10 +268,11 @@ def test_wrong_seeds_are_refused(text: str) -> None:
 
 
 def test_the_report_names_what_is_missing_and_every_table(tmp_path: Path) -> None:
-    runs = [result(arm, seed, 0.9) for arm in (PARE, NO_FLOW) for seed in (0, 1)]
+    runs = [replace(result(arm, seed, 0.9), seconds=90.0) for arm in (PARE, NO_FLOW) for seed in (0, 1)]
     part = Part("gids", (3, 2, 1), "an encoder", SIZES["gids"], None, runs, ["PARE-seed-2"])
     text = write_report(Study("2026-01-01", "command", {"cpu": "one"}, [part]), [["a.png"]])
     assert "PARE-seed-2" in text and all(title in text for title, _ in tables(part))
+    assert "4 runs of 6 minutes of processor time together." in text
     assert groups_of(runs, "sentences: ") == ["sentences: 1", "sentences: 2+"]
     for number, draw in enumerate((draw_mean_curves, draw_sizes)):
         draw(runs, tmp_path / f"{number}.png")
