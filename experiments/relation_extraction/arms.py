@@ -99,7 +99,7 @@ class Size:
     mlm_rows: int = 48
     """Rows of such a step."""
     mlm_tokens: int = 64
-    """Tokens of such a row. Each place is seen more often than in long rows, and attention costs less."""
+    """Tokens of such a row, at most `passage_tokens`. Places beyond are met with the relations for the first time."""
     mlm_learning_rate: float = 2e-3
     """Its peak."""
     novels_share: float = 0.5

@@ -1,7 +1,8 @@
 """Vocabulary and encoder of our own: WordPiece and masked tokens (BERT), on the training part of the corpus and novels.
 
 The encoder is trained by `zoo.train`'s recipe bert-tiny-mlm with other sizes. A document is a bag's sentences, a line
-each, so that a row has several sentences of one pair as PARE's passages do; nothing of val and test is read.
+each; nothing of val and test is read. Rows of `mlm_tokens` are shorter than PARE's passages: rows of the position table
+beyond them are what they were at the beginning.
 """
 
 import json

@@ -168,9 +168,11 @@ def told(part: Part) -> str:
 
 
 def took(part: Part) -> str:
-    """What all of it cost."""
+    """What all of it cost: processor time of the runs, and by the clock that of pre-training."""
     runs = sum(run.seconds for run in part.runs) / 60
-    before = "" if part.pretraining is None else f", {part.pretraining.seconds / 60:.0f} minutes of pre-training"
+    before = (
+        "" if part.pretraining is None else f", pre-training {part.pretraining.seconds / 60:.0f} minutes by the clock"
+    )
     return f"{len(part.runs)} runs of {runs:.0f} minutes of processor time together{before}."
 
 

@@ -27,7 +27,7 @@ from zoo.nn.dropout import dropped, folded
 from zoo.nn.encoder_block import PostNormBlock, encoder_block_parameters
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, project
-from zoo.nn.relative_attention import sinusoids
+from zoo.nn.sinusoids import sinusoids
 from zoo.parallel import spmd, state_axes
 from zoo.training.masked_loss import MASKED_SHARE
 
@@ -105,13 +105,14 @@ class BertConfig:
 
 
 def sinusoidal_positions(key: Key[Array, ""], shape: tuple[int, int], dtype: Any) -> Float[Array, "t d"]:
-    """Initial position table: sines and cosines of many periods, as large as random rows, and the same for every key.
+    """Initial position table of a shape [t, d]: `sinusoids` of 0 .. t - 1, times sqrt(2 / d); the same for every key.
 
-    What a place is to its neighbours is then the same everywhere in the row. With random rows every place has to learn
-    it by itself, and a small model is stuck at what it knows without attention (docs/decisions.md, 2026-11-28).
+    Its numbers are as large as those of `fan_in_normal`. (BERT's paper learns the table from random numbers.) What a
+    place is to its neighbours is the same everywhere in the row; with random rows every place has to learn it by
+    itself, and a small model is stuck for long at what it knows without (docs/decisions.md, 2026-11-28).
     """
     rows, width = shape
-    table = sinusoids(np.arange(rows), width + width % 2)[:, :width]
+    table = sinusoids(np.arange(rows, dtype=np.float32), width + width % 2)[:, :width]
     return jnp.asarray(table * math.sqrt(2 / width), dtype)
 
 

@@ -20,12 +20,12 @@ from zoo.nn import Execution, build_layers, run_layers
 from zoo.nn.encoder_block import EncoderBlock, encoder_block_parameters
 from zoo.nn.layer_norm import LayerNorm
 from zoo.nn.parameters import fan_in_normal, parameter, precision_of
+from zoo.nn.sinusoids import sinusoids
 
 KERNEL = 3
 """Frames of either convolution."""
 _STRIDE = 2
 _NORM_EPS = 1e-5
-_LONGEST_PERIOD = 10_000.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ class WhisperEncoder(nnx.Module):
             parameter(rngs, (width,), ("norm",), zeros, dtype),
         )
         self.second_kernel, self.second_bias = kernel(width), parameter(rngs, (width,), ("norm",), zeros, dtype)
-        table = _positions(config.max_positions, width)
+        table = sinusoids(np.arange(config.max_positions, dtype=np.float64), width)
         self.position = parameter(rngs, table.shape, (None, "embed"), lambda *_: jnp.asarray(table), dtype)
         self.layers = build_layers(
             lambda _, rngs: EncoderBlock(
@@ -149,14 +149,6 @@ def _convolution(
         precision=precision_of(x.dtype),
     )
     return out + bias.astype(x.dtype)
-
-
-def _positions(count: int, width: int) -> np.ndarray:
-    """float32 [count, width]: sines, then cosines, with periods from 2 pi to 10,000 times as much."""
-    half = width // 2
-    rates = np.exp(-np.log(_LONGEST_PERIOD) / max(half - 1, 1) * np.arange(half))
-    angles = np.arange(count)[:, None] * rates
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(np.float32)
 
 
 # The released sizes (README of openai/whisper); their encoders alone.

@@ -9,6 +9,7 @@ from jaxtyping import Array, Bool, Float
 
 from zoo.nn.execution import Execution
 from zoo.nn.parameters import fan_in_normal, parameter, precision_of, project
+from zoo.nn.sinusoids import sinusoids
 
 
 class LocalRelativeAttention(nnx.Module):
@@ -77,7 +78,8 @@ class LocalRelativeAttention(nnx.Module):
 
     def _position_scores(self, query: Float[Array, "b u w n h"], width: int) -> Float[Array, "b n u w c"]:
         """q . r(distance) for every pair of a query and a key of its context; outside of the band they mean nothing."""
-        signal = sinusoids(np.arange(self.past, -self.future - 1, -1), self.query.shape[0])
+        distances = np.arange(self.past, -self.future - 1, -1, dtype=np.float32)
+        signal = sinusoids(distances, self.query.shape[0])
         relative = project("ad,dnh->anh", jnp.asarray(signal, query.dtype), self.relative[...])
         by_distance = self._product("buwnh,anh->bnuwa", query, relative)
         # Key c stands at distance index c - w of query w. In rows that are one longer than the context, reading on with
@@ -97,11 +99,3 @@ def _blocks(x: Array, size: int) -> Array:
     missing = -x.shape[1] % size
     x = jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
     return x.reshape(len(x), -1, size, *x.shape[2:])
-
-
-def sinusoids(positions: np.ndarray, width: int) -> np.ndarray:
-    """float32 [positions, width]: sines, then cosines of position * 10000^(-i / (width / 2 - 1))."""
-    count = width // 2
-    rates = np.exp(np.arange(count, dtype=np.float32) * np.float32(-np.log(10_000.0) / max(count - 1, 1)))
-    angles = positions.astype(np.float32)[:, None] * rates
-    return np.concatenate([np.sin(angles), np.cos(angles)], axis=-1)
