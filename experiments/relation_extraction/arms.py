@@ -99,9 +99,14 @@ class Size:
     mlm_rows: int = 48
     """Rows of such a step."""
     mlm_tokens: int = 64
-    """Tokens of such a row, at most `passage_tokens`. Places beyond are met with the relations for the first time."""
+    """Tokens of such a row, at most `passage_tokens`."""
     mlm_learning_rate: float = 2e-3
     """Its peak."""
+    mlm_long_steps: int = 1600
+    """Steps after them with as many tokens, on rows of `passage_tokens`, whose places are learnt then (BERT has longer
+    rows in its last tenth as well). 0: none."""
+    mlm_long_learning_rate: float = 2e-3
+    """Their peak."""
     novels_share: float = 0.5
     """Part of the rows that are English novels, where the folder `shared` has them."""
     linear_penalties: tuple[float, ...] = (0.1, 0.3)
@@ -123,6 +128,8 @@ SIZES = {
         most_sentences=2,
         length_step=40,
         epochs=1,
+        mlm_steps=3000,
+        mlm_long_steps=800,
     ),
     # 318 pairs with five parallel sentences each: little text to pre-train on.
     "relx": Size(
@@ -133,7 +140,8 @@ SIZES = {
         batch_bags=16,
         epochs=8,
         dropout=0.2,
-        mlm_steps=1000,
+        mlm_steps=2000,
+        mlm_long_steps=400,
     ),
     "quick": Size(
         embed_dim=32,
@@ -150,6 +158,7 @@ SIZES = {
         mlm_steps=30,
         mlm_rows=8,
         mlm_tokens=32,
+        mlm_long_steps=10,
         linear_penalties=(0.1,),
         linear_least=2,
         linear_steps=20,
@@ -171,8 +180,7 @@ SIZES = {
 }
 """By name: those of the data sets that are known, and of the others."""
 DEFAULT_ARMS = {
-    "gids": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW, "PARE, own NA", "PCNN", AVERAGE + SCRATCH,
-             PARE + SCRATCH),
+    "gids": (LINEAR, AVERAGE, ATTENTION, "at least one", PARE, NO_FLOW, "PCNN", AVERAGE + SCRATCH, PARE + SCRATCH),
     "indore": (LINEAR, ATTENTION, "MNRE", PARE, NO_FLOW, "PCNN"),
     "relx": (LINEAR, AVERAGE, ATTENTION, "at least one", "MNRE", PARE, NO_FLOW, "PCNN"),
     "quick": (LINEAR, ATTENTION, PARE),

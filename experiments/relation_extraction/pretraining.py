@@ -1,8 +1,8 @@
 """Vocabulary and encoder of our own: WordPiece and masked tokens (BERT), on the training part of the corpus and novels.
 
-The encoder is trained by `zoo.train`'s recipe bert-tiny-mlm with other sizes. A document is a bag's sentences, a line
-each; nothing of val and test is read. Rows of `mlm_tokens` are shorter than PARE's passages: rows of the position table
-beyond them are what they were at the beginning.
+The encoder is trained by `zoo.train`'s recipe bert-tiny-mlm with other sizes, in two stages as BERT's: on short rows,
+which are cheap, and then on rows as long as PARE's passages. A document is a bag's sentences, a line each; nothing of
+val and test is read.
 """
 
 import json
@@ -35,7 +35,8 @@ class Pretraining:
     sources: tuple[str, ...]
     """What the text was."""
     validation: tuple[tuple[int, float, float], ...]
-    """(step, loss in nats per masked token, part of them that is right) on documents that were held out of it."""
+    """(step, loss in nats per masked token, part of them that is right) on documents that were held out of it, in rows
+    as long as those that it is trained on then."""
     seconds: float
     """Of everything."""
 
@@ -56,12 +57,42 @@ def document(bag: Bag) -> str:
     return "\n".join(one.text for one in bag.instances)
 
 
-def mlm_recipe(size: Size, tokenizer: Tokenizer, text: Path, out: Path, novels: tuple[str, ...]) -> Recipe:
-    """The run of `zoo.train`; out/mlm is its folder, out/tokenizer its vocabulary."""
+@dataclass(frozen=True)
+class Stage:
+    """A run of `zoo.train`, one of two."""
+
+    run_dir: Path
+    """Its folder."""
+    steps: int
+    """How many."""
+    rows: int
+    """Of a step."""
+    tokens: int
+    """Of a row."""
+    learning_rate: float
+    """Peak."""
+    init_from: Path | None = None
+    """The run whose weights it begins with; None: random ones."""
+
+
+def stages_of(size: Size, out: Path) -> list[Stage]:
+    """Short rows, then long ones where the size has steps for them; the last one's folder is out/mlm."""
+    last, short = out / "mlm", (size.mlm_steps, size.mlm_rows, size.mlm_tokens, size.mlm_learning_rate)
+    if not size.mlm_long_steps:
+        return [Stage(last, *short)]
+    rows = max(1, size.mlm_rows * size.mlm_tokens // size.passage_tokens)
+    long = (size.mlm_long_steps, rows, size.passage_tokens, size.mlm_long_learning_rate)
+    return [Stage(out / "mlm-short", *short), Stage(last, *long, init_from=out / "mlm-short")]
+
+
+def mlm_recipe(
+    size: Size, stage: Stage, tokenizer: Tokenizer, text: Path, out: Path, novels: tuple[str, ...]
+) -> Recipe:
+    """The run of `zoo.train`; out/tokenizer is its vocabulary."""
     base = recipe("bert-tiny-mlm")
     share = size.novels_share if novels else 0.0
     paths = (str(text), *novels) if share else (str(text),)
-    every = max(1, size.mlm_steps // 4)
+    every = max(1, stage.steps // 4)
     return replace(
         base,
         model=replace(small_bert(size, tokenizer), dropout=0.0),
@@ -70,17 +101,18 @@ def mlm_recipe(size: Size, tokenizer: Tokenizer, text: Path, out: Path, novels: 
             paths=paths,
             weights=(1 - share, *(share / len(novels) for _ in novels)) if share else (),
             tokenizer=str(out / "tokenizer"),
-            sequence_length=size.mlm_tokens,
-            batch_size=size.mlm_rows,
+            sequence_length=stage.tokens,
+            batch_size=stage.rows,
         ),
         optimizer=replace(
             base.optimizer,
-            learning_rate=size.mlm_learning_rate,
-            warmup_steps=max(1, size.mlm_steps // 20),
+            learning_rate=stage.learning_rate,
+            warmup_steps=max(1, stage.steps // 20),
         ),
-        loop=replace(base.loop, steps=size.mlm_steps, log_every=every, evaluate_every=every, checkpoint_every=every,
+        loop=replace(base.loop, steps=stage.steps, log_every=every, evaluate_every=every, checkpoint_every=every,
                      keep_last=1),
-        run_dir=str(out / "mlm"),
+        run_dir=str(stage.run_dir),
+        init_from=None if stage.init_from is None else str(stage.init_from),
         tensorboard=False,
     )  # fmt: skip
 
@@ -93,21 +125,21 @@ def pretrain(corpus: Corpus, size: Size, out: Path, *, with_novels: bool = True)
         tokenizer, text = vocabulary(corpus, size, out), out / "text.jsonl"
         lines = [json.dumps({"text": document(bag)}, ensure_ascii=False) for bag in corpus.train]
         text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        chosen = mlm_recipe(size, tokenizer, text, out, training_novels() if with_novels else ())
-        say(f"pre-training on masked tokens: {size.mlm_steps} steps")
-        train_to_the_end(chosen)
-        lines = read_metrics(out / "mlm" / "metrics.jsonl")
-        checked = [line for line in lines if "validation_loss" in line]
-        found = Pretraining(
-            steps=size.mlm_steps,
-            tokens=int(sum(line["step_tokens"] for line in lines)),
-            sources=("training part", *(Path(path).name for path in chosen.data.paths[1:])),
-            validation=tuple(
-                (int(line["step"]), float(line["validation_loss"]), float(line["validation_masked_accuracy"]))
-                for line in checked
-            ),
-            seconds=time.perf_counter() - began,
-        )  # fmt: skip
+        novels = training_novels() if with_novels else ()
+        done, tokens, checked = 0, 0, list[tuple[int, float, float]]()
+        for stage in stages_of(size, out):
+            say(f"pre-training on masked tokens: {stage.steps} steps of {stage.rows} x {stage.tokens}")
+            chosen = mlm_recipe(size, stage, tokenizer, text, out, novels)
+            train_to_the_end(chosen)
+            for line in read_metrics(stage.run_dir / "metrics.jsonl"):
+                tokens += int(line["step_tokens"])
+                if "validation_loss" in line:
+                    losses = float(line["validation_loss"]), float(line["validation_masked_accuracy"])
+                    checked.append((done + int(line["step"]), *losses))
+            done += stage.steps
+        names = tuple(Path(path).name for path in novels) if size.novels_share else ()
+        sources = ("training part", *names)
+        found = Pretraining(done, tokens, sources, tuple(checked), time.perf_counter() - began)
         write_json(asdict(found), kept)
     return read_pretraining(kept)
 

@@ -40,7 +40,8 @@ RESULTS = BENCHMARKS / "relation-extraction"
 WORKER = "experiments.relation_extraction.worker"
 PRETRAINING = "pretraining.json"
 ENCODER_SIZES = ("embed_dim", "num_layers", "num_heads", "hidden_dim", "vocab_size", "lowercase", "passage_tokens",
-                 "mlm_steps", "mlm_rows", "mlm_tokens", "mlm_learning_rate", "novels_share")  # fmt: skip
+                 "mlm_steps", "mlm_rows", "mlm_tokens", "mlm_learning_rate", "mlm_long_steps",
+                 "mlm_long_learning_rate", "novels_share")  # fmt: skip
 """Fields of `Size` that vocabulary and pre-trained encoder depend on."""
 
 
