@@ -148,8 +148,8 @@ AUDIO = Workload(
         # Here words are learnt, several in a clip; later rows teach one each, at twice the cost of a step and more.
         Stage("alone", 0, 24, 1500, 1e-3, gate=0.97, attempts=2),
         Stage("2-clips", 2, 16, 400, 5e-4, gate=0.98, attempts=2),
-        Stage("8-clips", 8, 8, 200, 5e-4, encoders=False, gate=0.97, attempts=2),
-        Stage("64-clips", 64, 4, 200, 5e-4, encoders=False, gate=0.95, attempts=2),
+        Stage("8-clips", 8, 8, 400, 5e-4, encoders=False, gate=0.97, attempts=2),
+        Stage("64-clips", 64, 4, 400, 5e-4, encoders=False, gate=0.95, attempts=2),
         Stage("256-clips", 256, 2, 120, 3e-4, encoders=False, gate=0.95, attempts=2, test_rows=96),
         Stage("684-clips", 684, 1, 100, 3e-4, encoders=False, gate=0.97, attempts=2, test_rows=64),
     ),
