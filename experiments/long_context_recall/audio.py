@@ -32,8 +32,8 @@ class AudioHaystack:
     recordings: int = 60
     """In the stream."""
     keywords: tuple[int, ...] = (1, 4, 5, 7, 9)
-    """Digits of which just one recording is in the stream, where the keyword is asked for. Of all ways to divide the ten
-    into two fives this one has the fewest confusions between the two sides (docs/decisions.md, 2026-11-28)."""
+    """Digits of which just one recording is in the stream, where the keyword is asked for. Of all divisions of the
+    ten into two fives this one has the fewest confusions between both sides (docs/decisions.md, 2026-11-28)."""
     pause: float = 0.3
     """Seconds of silence after a recording."""
     step: float = 1.0
