@@ -56,9 +56,8 @@ class RelationExtraction:
 
 def main() -> None:
     settings = parse_command(RelationExtraction, "experiments.relation_extraction")
-    from experiments.relation_extraction.datasets import MADE_UP
     from experiments.relation_extraction.report import Study
-    from experiments.relation_extraction.study import results_of, setting_of, study
+    from experiments.relation_extraction.study import carry_out, part_of, plan_of, results_of, setting_of
     from experiments.sparse_vs_dense.report import describe
 
     wanted = datasets_of(settings)
@@ -69,20 +68,20 @@ def main() -> None:
     seeds = seeds_of(settings.seeds, (0,) if settings.quick else range(5))
     machine = describe()  # before this command puts a load on it
     above = settings.out or Path("runs/relation_extraction") / ("quick" if settings.quick else "")
-    parts = []
+    plans = []
     for dataset in wanted:
         setting = setting_of(dataset, settings.encoder)
         out = above / (dataset.title if settings.encoder is None else f"{dataset.title}-{settings.encoder.name}")
         results = settings.results / dataset.title if settings.results else results_of(setting, out)
-        quick = dataset.name == MADE_UP
-        options = {"only_report": settings.only_report, "jobs": settings.jobs, "here": quick}
-        parts.append(study(setting, out, results, settings.arms, seeds, **options))
+        plans.append(plan_of(setting, out, results, settings.arms, seeds))
+    if not settings.only_report:
+        carry_out(plans, jobs=settings.jobs, here=settings.quick)
     publish(
         Study(
             date=datetime.date.today().isoformat(),
             command=command_line("experiments.relation_extraction"),
             machine=machine,
-            parts=parts,
+            parts=[part_of(plan) for plan in plans],
             only_shows_that_it_works=settings.quick,
         ),
         above,

@@ -7,10 +7,9 @@ commands may work on the same two folders at once.
 """
 
 import json
-import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from experiments.relation_extraction.corpus import Corpus
 from experiments.relation_extraction.datasets import FOLDERS, MADE_UP, Dataset, read_dataset, speaks
 from experiments.relation_extraction.encoders import check_folder
 from experiments.relation_extraction.pretraining import pretrain, read_pretraining
+from experiments.relation_extraction.processes import WORKER, in_processes, shared_out
 from experiments.relation_extraction.report import Part
 from experiments.relation_extraction.worker import (
     Job,
@@ -28,7 +28,6 @@ from experiments.relation_extraction.worker import (
     Setting,
     carry_out_all,
     read_result,
-    write_jobs,
     write_setting,
 )
 from experiments.runs import BENCHMARKS, run_in_process, say, single_thread, worker_environment, write_json
@@ -37,7 +36,6 @@ from zoo.errors import UserError
 
 RESULTS = BENCHMARKS / "relation-extraction"
 """Where results lie that are committed, a folder for each data set that is known by name."""
-WORKER = "experiments.relation_extraction.worker"
 PRETRAINING = "pretraining.json"
 ENCODER_SIZES = ("embed_dim", "num_layers", "num_heads", "hidden_dim", "vocab_size", "lowercase", "passage_tokens",
                  "mlm_steps", "mlm_rows", "mlm_tokens", "mlm_learning_rate", "mlm_long_steps",
@@ -58,93 +56,107 @@ def results_of(setting: Setting, out: Path) -> Path:
     return RESULTS / setting.dataset.title if committed else out / "results"
 
 
-def study(
-    setting: Setting,
-    out: Path,
-    results: Path,
-    names: tuple[str, ...],
-    seeds: tuple[int, ...],
-    *,
-    only_report: bool,
-    jobs: int = 1,
-    here: bool = False,
-) -> Part:
-    """Trains and measures what is missing, run by run, and tells what there is.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What is asked for of one data set, and where everything lies."""
+
+    setting: Setting
+    """Data set, sizes, encoder."""
+    out: Path
+    """Vocabulary, encoder, logs."""
+    results: Path
+    """A JSON a run."""
+    corpus: Corpus
+    """What is read."""
+    runs: tuple[Run, ...]
+    """All that the tables are to have."""
+    fingerprint: str
+    """Of the data."""
+
+    def path(self, run: Run) -> Path:
+        """Of its result."""
+        return self.results / f"{run.name}.json"
+
+    @property
+    def missing(self) -> list[Run]:
+        """Those without one."""
+        return [run for run in self.runs if not self.path(run).is_file()]
+
+    def jobs(self) -> list[Job]:
+        """What is left to do."""
+        return [
+            Job(run, made_with(self.setting, run.arm, self.fingerprint), str(self.path(run).resolve()))
+            for run in self.missing
+        ]
+
+
+def plan_of(setting: Setting, out: Path, results: Path, names: tuple[str, ...], seeds: tuple[int, ...]) -> Plan:
+    """Everything that can be wrong is refused here, before anything is trained.
 
     Args:
       names: arms; none: those of the size.
-      only_report: trains nothing.
-      jobs: processes at a time, of one thread each if there are several.
-      here: everything in this process, which saves the seconds that a process takes to start.
 
     Raises:
-      UserError: wrong data, arm or encoder; results of other data, sizes or text; a run failed.
+      UserError: wrong data, arm or encoder; results of other data, sizes or text.
     """
     corpus = read_dataset(setting.dataset)
     size_name = "bert" if setting.encoder is not None else setting.dataset.size
     arms = arms_of(names, size_name, corpus.relations, speaks(corpus), setting.encoder is not None)
     if setting.encoder is not None:
         check_folder(Path(setting.encoder), setting.size)
-    runs, fingerprint = runs_of(arms, seeds), setting.dataset.fingerprint()
-    results.mkdir(parents=True, exist_ok=True)
-    paths = {run.name: results / f"{run.name}.json" for run in runs}
-    for run in runs:
-        check_made_with(paths[run.name], made_with(setting, run.arm, fingerprint), "other data, sizes or novels")
-    missing = [] if only_report else [run for run in runs if not paths[run.name].is_file()]
-    if missing:
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-        write_setting_once(setting, fingerprint, out)
-    if any(needs_pretraining(run, setting) for run in missing):
-        prepare(setting, corpus, out, results, here=here)
-    wanted = [Job(run, made_with(setting, run.arm, fingerprint), str(paths[run.name].resolve())) for run in missing]
+    plan = Plan(setting, out, results, corpus, tuple(runs_of(arms, seeds)), setting.dataset.fingerprint())
+    for run in plan.runs:
+        check_made_with(plan.path(run), made_with(setting, run.arm, plan.fingerprint), "other data, sizes or novels")
+    return plan
+
+
+def carry_out(plans: Sequence[Plan], *, jobs: int = 1, here: bool = False) -> None:
+    """Trains and measures what is missing: first the encoders, then the runs of all data sets.
+
+    Args:
+      jobs: processes at a time, of one thread each if there are several.
+      here: everything in this process, which saves the seconds that a process takes to start.
+
+    Raises:
+      UserError: a run failed; a folder has an encoder of another setting.
+    """
+    unfinished = [plan for plan in plans if plan.missing]
+    for plan in unfinished:
+        (plan.out / "runs").mkdir(parents=True, exist_ok=True)
+        plan.results.mkdir(parents=True, exist_ok=True)
+        write_setting_once(plan.setting, plan.fingerprint, plan.out)
+    wanted = [plan for plan in unfinished if any(needs_pretraining(run, plan.setting) for run in plan.missing)]
     if here:
-        carry_out_all(wanted, Runs(setting, corpus, out))
-    elif wanted:
-        in_processes(shared_out(wanted, jobs), out)
-    found = [read_result(path) for path in paths.values() if path.is_file()]
+        for plan in wanted:
+            prepare(plan.setting, plan.corpus, plan.out, plan.results, here=True)
+        for plan in unfinished:
+            carry_out_all(plan.jobs(), Runs(plan.setting, plan.corpus, plan.out))
+        return
+    with ThreadPoolExecutor(jobs) as pool:
+        begun = [
+            pool.submit(prepare, plan.setting, plan.corpus, plan.out, plan.results, alone=jobs == 1) for plan in wanted
+        ]
+        for one in begun:
+            one.result()
+    in_processes([(plan.out, part) for plan in unfinished for part in shared_out(plan.jobs(), jobs)], jobs)
+
+
+def part_of(plan: Plan) -> Part:
+    """What there is, for the report. Raises `UserError` if it is nothing."""
+    missing, results, size = plan.missing, plan.results, plan.setting.size
+    found = [read_result(plan.path(run)) for run in plan.runs if run not in missing]
     if not found:
         raise UserError(f"{results} has no result of these arms and seeds: leave --only-report out")
+    corpus, pretraining = plan.corpus, results / PRETRAINING
     return Part(
-        name=setting.dataset.title,
+        name=plan.setting.dataset.title,
         bags=(len(corpus.train), len(corpus.val), len(corpus.test)),
-        encoder=encoder_told(setting),
-        size=setting.size,
-        pretraining=read_pretraining(results / PRETRAINING) if (results / PRETRAINING).is_file() else None,
+        encoder=encoder_told(plan.setting),
+        size=size,
+        pretraining=read_pretraining(pretraining) if pretraining.is_file() else None,
         runs=found,
-        missing=[run.name for run in runs if not paths[run.name].is_file()],
+        missing=[run.name for run in missing],
     )
-
-
-def shared_out(wanted: Sequence[Job], processes: int) -> list[list[Job]]:
-    """The jobs of each process, in their order: whole arms, whose seeds share what is compiled, turn by turn; seeds
-    where there are fewer arms than processes."""
-    arms = list(dict.fromkeys(job.run.arm for job in wanted))
-    whole = len(arms) >= processes
-    turns = [arms.index(job.run.arm) if whole else number for number, job in enumerate(wanted)]
-    parts = [[job for turn, job in zip(turns, wanted) if turn % processes == part] for part in range(processes)]
-    return [part for part in parts if part]
-
-
-def in_processes(parts: Sequence[Sequence[Job]], out: Path) -> None:
-    """A process for each part, all at once. `UserError` if one fails; the others end what they have begun with."""
-    environment = worker_environment(out) | (single_thread() if len(parts) > 1 else {})
-    names = {Path(job.path).stem: Path(job.path) for part in parts for job in part}
-
-    def work(number: int) -> None:
-        jobs, log = (out / "runs" / f"{os.getpid()}-{number}.{kind}" for kind in ("jobs", "log"))
-        write_jobs(parts[number], jobs)
-        say(f"{len(parts[number])} runs, log in {log}")
-        run_in_process(f"process {number + 1}", WORKER, [str(out), str(jobs)], log, environment)
-
-    with ThreadPoolExecutor(len(parts)) as pool:
-        futures, waiting = [pool.submit(work, number) for number in range(len(parts))], set(names)
-        while waiting and not all(future.done() for future in futures):
-            wait(futures, timeout=1)
-            for name in sorted(name for name in waiting if names[name].is_file()):
-                waiting.remove(name)
-                say(f"{len(names) - len(waiting)} of {len(names)}: {name}")
-        for future in futures:
-            future.result()
 
 
 def needs_pretraining(run: Run, setting: Setting) -> bool:
@@ -153,16 +165,20 @@ def needs_pretraining(run: Run, setting: Setting) -> bool:
     return own and arm_named(run.arm).encoder in ("pre-trained", "pcnn")
 
 
-def prepare(setting: Setting, corpus: Corpus, out: Path, results: Path, *, here: bool) -> None:
-    """Vocabulary and pre-trained encoder in `out`; what the pre-training came to, in `results`."""
+def prepare(
+    setting: Setting, corpus: Corpus, out: Path, results: Path, *, here: bool = False, alone: bool = True
+) -> None:
+    """Vocabulary and pre-trained encoder in `out`; what the pre-training came to, in `results`. here: in this
+    process; else alone: with all threads of the machine."""
     kept = out / PRETRAINING
     if not kept.is_file():
-        say("vocabulary and pre-training")
+        say(f"{setting.dataset.title}: vocabulary and pre-training")
         if here:
             pretrain(corpus, setting.size, out, with_novels=setting.novels)
         else:
             log = out / "runs" / "pretraining.log"
-            run_in_process("pre-training", WORKER, [str(out), "pretrain"], log, worker_environment(out))
+            environment = worker_environment(out) | ({} if alone else single_thread())
+            run_in_process("pre-training", WORKER, [str(out), "pretrain"], log, environment)
     if not (results / PRETRAINING).is_file():
         write_json(json.loads(kept.read_text()), results / PRETRAINING)
 

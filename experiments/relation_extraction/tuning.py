@@ -128,7 +128,7 @@ def tune(settings: Tuning) -> list[Tried]:
     results.mkdir(parents=True, exist_ok=True)
     write_setting_once(setting, fingerprint, out)
     if any(needs_pretraining(Run(arm, 0), setting) for arm in arms):
-        prepare(setting, corpus, out, results, here=False)
+        prepare(setting, corpus, out, results)
     unseen = replace(corpus, test=[])
     found = []
     for trial in trials_of(settings, arms, seeds):

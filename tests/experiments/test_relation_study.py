@@ -29,6 +29,7 @@ from experiments.relation_extraction.datasets import MADE_UP, Dataset, read_data
 from experiments.relation_extraction.findings import aims, groups_of, paired
 from experiments.relation_extraction.made_up import RELATIONS, made_up
 from experiments.relation_extraction.metrics import Curve, Scored
+from experiments.relation_extraction.processes import in_processes, shared_out
 from experiments.relation_extraction.reader import NA, Relations
 from experiments.relation_extraction.report import Part, Study, tables, write_report
 from experiments.relation_extraction.study_pictures import draw_mean_curves, draw_sizes
@@ -166,22 +167,43 @@ def test_an_aim_is_reached_only_beyond_the_interval_and_the_control_only_within_
     assert [aim.reached for aim in aims([*sure, *control])] == [False, False]
 
 
+def plan_of(size: str, folder: Path, arms: tuple[str, ...] = (), seeds: tuple[int, ...] = (0,)) -> study.Plan:
+    setting = study.Setting(Dataset(MADE_UP), SIZES[size], novels=False)
+    return study.plan_of(setting, folder, folder / "results", arms, seeds)
+
+
 def test_a_study_goes_on_from_its_results_and_refuses_those_of_other_data(tmp_path: Path) -> None:
-    setting = study.Setting(Dataset(MADE_UP), SIZES["quick"], novels=False)
-    options = dict(only_report=True, here=True)
+    plan = plan_of("quick", tmp_path)
     with pytest.raises(UserError, match="no result of these arms"):
-        study.study(setting, tmp_path, tmp_path / "results", (), (0,), **options)
-    digest = study.made_with(setting, PARE, setting.dataset.fingerprint())
+        study.part_of(plan)
+    digest = study.made_with(plan.setting, PARE, plan.fingerprint)
     kept = tmp_path / "results" / f"{Run(PARE, 0).name}.json"
+    kept.parent.mkdir()
     write_json({MADE_WITH: digest, **asdict(result(PARE, 0, 0.9))}, kept)
     assert read_result(kept) == result(PARE, 0, 0.9)
-    part = study.study(setting, tmp_path, tmp_path / "results", (LINEAR,), (0,), only_report=False, here=True)
-    assert part.runs[0].figures["all"]["AUC"] > 0.8  # the made-up corpus can be learnt
-    part = study.study(setting, tmp_path, tmp_path / "results", (), (0, 1), **options)
+    plan = plan_of("quick", tmp_path, (LINEAR,))
+    study.carry_out([plan], here=True)
+    assert study.part_of(plan).runs[0].figures["all"]["AUC"] > 0.8  # the made-up corpus can be learnt
+    part = study.part_of(plan_of("quick", tmp_path, seeds=(0, 1)))
     assert [run.run for run in part.runs] == [Run(LINEAR, 0), Run(PARE, 0)]
     assert part.missing == ["attention-seed-0", "attention-seed-1", "PARE-seed-1"]
     with pytest.raises(UserError, match="made with other data"):
-        study.study(replace(setting, size=SIZES["own"]), tmp_path, tmp_path / "results", (), (0,), **options)
+        plan_of("own", tmp_path)
+
+
+def test_encoders_of_all_data_sets_come_first_and_only_where_a_missing_run_needs_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+    monkeypatch.setattr(study, "prepare", lambda setting, corpus, out, *_, **__: done.append(f"encoder {out.name}"))
+    monkeypatch.setattr(
+        study,
+        "in_processes",
+        lambda parts, jobs: done.extend(f"{out.name}: {job.run.name}" for out, part in parts for job in part),
+    )
+    one, other = plan_of("quick", tmp_path / "one", (LINEAR,)), plan_of("quick", tmp_path / "other", (PARE,), (3, 4))
+    study.carry_out([one, other], jobs=2)
+    assert done == ["encoder other", "one: linear-seed-0", "other: PARE-seed-3", "other: PARE-seed-4"]
 
 
 def test_a_worker_reads_the_setting_that_the_study_wrote(tmp_path: Path) -> None:
@@ -196,12 +218,11 @@ def jobs_of(*runs: tuple[str, int], folder: Path = Path()) -> list[Job]:
 
 def test_processes_share_out_whole_arms_or_seeds_if_there_are_too_few() -> None:
     several = jobs_of((PARE, 0), ("attention", 0), ("average", 0), (PARE, 1), ("attention", 1), ("average", 1))
-    first, second = study.shared_out(several, 2)
-    assert [(job.run.arm, job.run.seed) for job in first] == [(PARE, 0), ("average", 0), (PARE, 1), ("average", 1)]
-    assert [(job.run.arm, job.run.seed) for job in second] == [("attention", 0), ("attention", 1)]
+    arms = [[(job.run.arm, job.run.seed) for job in part] for part in shared_out(several, 2)]
+    assert arms == [[(arm, 0), (arm, 1)] for arm in (PARE, "attention", "average")]
     one = jobs_of((PARE, 0), (PARE, 1), (PARE, 2))
-    assert [[job.run.seed for job in part] for part in study.shared_out(one, 2)] == [[0, 2], [1]]
-    assert len(study.shared_out(one, 5)) == 3 and study.shared_out([], 2) == []
+    assert [[job.run.seed for job in part] for part in shared_out(one, 2)] == [[0, 2], [1]]
+    assert len(shared_out(one, 5)) == 3 and shared_out([], 2) == []
 
 
 def test_a_worker_writes_each_result_when_it_is_done_and_leaves_those_of_others_alone(tmp_path: Path) -> None:
@@ -224,11 +245,11 @@ def test_a_worker_writes_each_result_when_it_is_done_and_leaves_those_of_others_
 
 @pytest.mark.slow
 def test_processes_leave_results_where_the_study_reads_them_and_a_failure_names_the_log(tmp_path: Path) -> None:
-    setting = study.Setting(Dataset(MADE_UP), SIZES["quick"], novels=False)
-    part = study.study(setting, tmp_path, tmp_path / "results", (LINEAR,), (0,), only_report=False, jobs=2)
-    assert [one.run for one in part.runs] == [Run(LINEAR, 0)] and not part.missing
+    plan = plan_of("quick", tmp_path, (LINEAR,))
+    study.carry_out([plan], jobs=2)
+    assert [one.run for one in study.part_of(plan).runs] == [Run(LINEAR, 0)] and not plan.missing
     with pytest.raises(UserError, match="process 1 ended with exit code .*log"):
-        study.in_processes([[Job(Run("PAER", 0), "digest", str(tmp_path / "none.json"))]], tmp_path)
+        in_processes([(tmp_path, [Job(Run("PAER", 0), "digest", str(tmp_path / "none.json"))])], 2)
 
 
 def test_an_encoder_serves_other_rates_and_epochs_but_no_other_sizes(tmp_path: Path) -> None:
