@@ -160,12 +160,13 @@ def write_report(study: Study, pictures: Sequence[Sequence[str]]) -> str:
 def told(part: Part) -> str:
     """The sizes in one line."""
     size = part.size
-    long = f", then {size.mlm_long_steps:,} of rows of {size.passage_tokens}" if size.mlm_long_steps else ""
+    masked = f"; masked tokens: {size.mlm_steps:,} steps of {size.mlm_rows} x {size.mlm_tokens} tokens"
+    if size.mlm_long_steps:
+        masked += f", then {size.mlm_long_steps:,} of rows of {size.passage_tokens}"
     return (
         f"Up to {size.most_sentences} sentences and {size.passage_tokens} tokens of a bag, {size.sentence_tokens} of a "
         f"sentence; {size.epochs} epochs of {size.batch_bags} bags a step, rate {size.learning_rate:g}, dropout "
-        f"{size.dropout:g}; masked tokens: {size.mlm_steps:,} steps of {size.mlm_rows} x {size.mlm_tokens} tokens"
-        f"{long}."
+        f"{size.dropout:g}{masked if size.mlm_steps else ''}."
     )
 
 

@@ -91,7 +91,7 @@ class Plan:
 
 
 def plan_of(setting: Setting, out: Path, results: Path, names: tuple[str, ...], seeds: tuple[int, ...]) -> Plan:
-    """Everything that can be wrong is refused here, before anything is trained.
+    """One data set of the study; wrong data, arms, encoders and results are refused before anything is trained.
 
     Args:
       names: arms; none: those of the size.
@@ -136,8 +136,12 @@ def carry_out(plans: Sequence[Plan], *, jobs: int = 1, here: bool = False) -> No
         begun = [
             pool.submit(prepare, plan.setting, plan.corpus, plan.out, plan.results, alone=jobs == 1) for plan in wanted
         ]
-        for one in begun:
-            one.result()
+        try:
+            for one in begun:
+                one.result()
+        except UserError:
+            pool.shutdown(wait=False, cancel_futures=True)  # one failed: no other begins
+            raise
     in_processes([(plan.out, part) for plan in unfinished for part in shared_out(plan.jobs(), jobs)], jobs)
 
 

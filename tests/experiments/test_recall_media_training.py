@@ -7,16 +7,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from experiments.kept import check_made_with
 from experiments.long_context_recall.audio import AudioHaystack, digit_in_a_stream
 from experiments.long_context_recall.media import media_sources, part_of
 from experiments.long_context_recall.media_training import augmentation, report, rows, study, trainer, worker
 from experiments.long_context_recall.media_training.curriculum import AUDIO, VIDEO, Stage
 from experiments.long_context_recall.media_training.examination import MediaExamined
 from experiments.long_context_recall.media_training.material import WHAT_IS_SAID, make_material
-from experiments.long_context_recall.media_training.sizes import MEDIA_SIZES, QUICK_VIDEO
+from experiments.long_context_recall.media_training.sizes import FULL_MEDIA, MEDIA_SIZES, QUICK_VIDEO
 from experiments.long_context_recall.training.arms import Run
 from experiments.long_context_recall.training.examination import Examined
 from experiments.long_context_recall.video import VideoHaystack, word_in_a_video
+from experiments.runs import BENCHMARKS
 from zoo.data import load_media_prompt, load_tokenizer
 from zoo.errors import UserError
 from zoo.interop import load
@@ -187,6 +189,25 @@ def _in_this_process(name, module, arguments, log, environment):
     size, arm, seed, out, path = arguments
     result = worker.carry_out(Run(arm, int(seed)), MEDIA_SIZES[size], worker.Path(out) / "runs" / name)
     worker.write_json(dataclasses.asdict(result), worker.Path(path))
+
+
+def test_a_result_is_signed_with_its_own_haystack_and_not_with_the_other_tasks():
+    arm = FULL_MEDIA.arm("video")
+    audio = dataclasses.replace(arm.workload.audio, keywords=(5, 6, 7, 8, 9))
+    video = dataclasses.replace(arm.workload.video, text_size=13)
+
+    def signed(**changed):
+        other = dataclasses.replace(arm, workload=dataclasses.replace(arm.workload, **changed))
+        return dataclasses.replace(FULL_MEDIA, arms={"video": other}).made_with("video", True)
+
+    assert signed(audio=audio) == signed() != signed(video=video)
+
+
+def test_committed_results_are_of_the_settings_that_are_here():
+    kept = sorted((BENCHMARKS / "long-context-recall-media").glob("*-seed-*.json"))
+    assert kept
+    for path in kept:
+        check_made_with(path, FULL_MEDIA.made_with(path.name.split("-seed-")[0], True), "other settings")
 
 
 def test_aims_are_of_the_lengths_that_were_trained():

@@ -1,6 +1,7 @@
 """Arms, data sets, figures, differences and the resumable study of relation extraction."""
 
 import json
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +32,7 @@ from experiments.relation_extraction.made_up import RELATIONS, made_up
 from experiments.relation_extraction.metrics import Curve, Scored
 from experiments.relation_extraction.processes import in_processes, shared_out
 from experiments.relation_extraction.reader import NA, Relations
-from experiments.relation_extraction.report import Part, Study, tables, write_report
+from experiments.relation_extraction.report import Part, Study, tables, told, write_report
 from experiments.relation_extraction.study_pictures import draw_mean_curves, draw_sizes
 from experiments.relation_extraction.worker import (
     RECALLS,
@@ -206,6 +207,22 @@ def test_encoders_of_all_data_sets_come_first_and_only_where_a_missing_run_needs
     assert done == ["encoder other", "one: linear-seed-0", "other: PARE-seed-3", "other: PARE-seed-4"]
 
 
+def test_an_encoder_that_fails_keeps_others_from_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun: list[str] = []
+
+    def fail(setting, corpus, out, *_, **__):
+        begun.append(out.name)
+        time.sleep(0.2)
+        raise UserError("no encoder")
+
+    monkeypatch.setattr(study, "prepare", fail)
+    monkeypatch.setattr(study, "in_processes", lambda *_: begun.append("runs"))
+    plans = [plan_of("quick", tmp_path / name, (PARE,)) for name in ("one", "two", "three", "four")]
+    with pytest.raises(UserError, match="no encoder"):
+        study.carry_out(plans)
+    assert begun[0] == "one" and "four" not in begun and "runs" not in begun
+
+
 def test_a_worker_reads_the_setting_that_the_study_wrote(tmp_path: Path) -> None:
     setting = study.Setting(Dataset("files", "r.json", ("a", "b"), ("c",), ("d",)), SIZES["gids"], "folder")
     write_setting(setting, tmp_path)
@@ -294,6 +311,8 @@ def test_the_report_names_what_is_missing_and_every_table(tmp_path: Path) -> Non
     text = write_report(Study("2026-01-01", "command", {"cpu": "one"}, [part]), [["a.png"]])
     assert "PARE-seed-2" in text and all(title in text for title, _ in tables(part))
     assert "4 runs of 6 minutes of processor time together." in text
+    assert "4,000 steps of 48 x 64 tokens, then 1,600 of rows of 192." in text
+    assert "masked tokens" not in told(replace(part, size=SIZES["bert"]))
     assert groups_of(runs, "sentences: ") == ["sentences: 1", "sentences: 2+"]
     for number, draw in enumerate((draw_mean_curves, draw_sizes)):
         draw(runs, tmp_path / f"{number}.png")

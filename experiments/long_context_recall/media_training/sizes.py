@@ -36,8 +36,11 @@ class MediaSize:
         return self.arms[name]
 
     def made_with(self, name: str, real: bool) -> str:
-        """A digest of everything that a run of an arm comes from, its seed apart."""
-        return digest([asdict(self.arm(name)), real])
+        """A digest of everything that a run of an arm comes from, its seed apart: not of the other task's haystack."""
+        fields = asdict(self.arm(name))
+        workload = fields["workload"]
+        del workload["audio" if workload["task"] == "video" else "video"]
+        return digest([fields, real])
 
 
 def _levels(samples: dict[int, tuple[int, int]]) -> tuple[Level, ...]:
