@@ -32,8 +32,13 @@ def by_arm(results: Sequence[Result]) -> dict[str, list[Result]]:
 
 
 def groups_of(results: Sequence[Result], kind: str) -> list[str]:
-    """The groups of bags of one kind (`SENTENCES`, `LANGUAGE`), in order."""
-    return sorted({group for result in results for group in result.figures if group.startswith(kind)})
+    """The groups of bags of one kind (`SENTENCES`, `LANGUAGE`), in order; of two that are the same bags the first ("2+"
+    and "3+", where every bag has five sentences)."""
+    names = sorted({group for result in results for group in result.figures if group.startswith(kind)})
+    kept: dict[str, str] = {}
+    for name in names:
+        kept.setdefault(repr([result.figures.get(name) for result in results]), name)
+    return list(kept.values())
 
 
 def figure(results: Sequence[Result], group: str, name: str) -> Interval | None:

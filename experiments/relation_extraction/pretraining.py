@@ -1,15 +1,19 @@
 """Vocabulary and encoder of our own: WordPiece and masked tokens (BERT), on the training part of the corpus and novels.
 
-The encoder is trained by `zoo.train`'s recipe bert-tiny-mlm with other sizes, in two stages as BERT's: on short rows,
-which are cheap, and then on rows as long as PARE's passages. A document is a bag's sentences, a line each; nothing of
-val and test is read.
+The encoder begins with embeddings out of counts (`spectral`), and is trained by `zoo.train`'s recipe bert-tiny-mlm with
+other sizes, in two stages as BERT's: on short rows, which are cheap, and then on rows as long as PARE's passages. A
+document is a bag's sentences, a line each; nothing of val and test is read.
 """
 
 import json
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 
+from flax import nnx
+
+from experiments.relation_extraction import spectral
 from experiments.relation_extraction.arms import Size
 from experiments.relation_extraction.bags import Bag
 from experiments.relation_extraction.corpus import Corpus
@@ -17,8 +21,10 @@ from experiments.relation_extraction.encoders import small_bert
 from experiments.runs import say, write_json
 from experiments.shared_folder import training_novels
 from experiments.training import train_to_the_end
-from zoo.data import Tokenizer, load_tokenizer
+from zoo.data import Tokenizer, load_tokenizer, open_corpus, train_dataset
 from zoo.data.wordpiece_tokenizer import train_wordpiece
+from zoo.interop import save_run
+from zoo.models import build
 from zoo.recipes import recipe
 from zoo.recipes.recipe import Recipe
 from zoo.training.metrics import read_metrics
@@ -76,13 +82,15 @@ class Stage:
 
 
 def stages_of(size: Size, out: Path) -> list[Stage]:
-    """Short rows, then long ones where the size has steps for them; the last one's folder is out/mlm."""
+    """Short rows, then long ones where the size has steps for them; the last one's folder is out/mlm, and the first one
+    begins with out/counted if the size has counts."""
     last, short = out / "mlm", (size.mlm_steps, size.mlm_rows, size.mlm_tokens, size.mlm_learning_rate)
+    counted = out / "counted" if size.mlm_counted_batches else None
     if not size.mlm_long_steps:
-        return [Stage(last, *short)]
+        return [Stage(last, *short, init_from=counted)]
     rows = max(1, size.mlm_rows * size.mlm_tokens // size.passage_tokens)
     long = (size.mlm_long_steps, rows, size.passage_tokens, size.mlm_long_learning_rate)
-    return [Stage(out / "mlm-short", *short), Stage(last, *long, init_from=out / "mlm-short")]
+    return [Stage(out / "mlm-short", *short, init_from=counted), Stage(last, *long, init_from=out / "mlm-short")]
 
 
 def mlm_recipe(
@@ -117,6 +125,16 @@ def mlm_recipe(
     )  # fmt: skip
 
 
+def count_first(recipe: Recipe, tokenizer: Tokenizer, batches: int, folder: Path) -> None:
+    """Writes what a stage begins with: a new model with embeddings out of the first batches of that stage's rows."""
+    if not folder.is_dir():
+        say(f"counting neighbours in {batches:,} batches of {recipe.data.batch_size} x {recipe.data.sequence_length}")
+        stream = train_dataset(open_corpus(recipe.data), tokenizer, recipe.data)
+        model = build(recipe.model, rngs=nnx.Rngs(recipe.seed))
+        spectral.begin_with(model, list(islice(stream, batches)))
+        save_run(model, folder, tokenizer=tokenizer)
+
+
 def pretrain(corpus: Corpus, size: Size, out: Path, *, with_novels: bool = True) -> Pretraining:
     """Trains the encoder in out/mlm, or goes on with it; what is finished is not done again."""
     kept = out / "pretraining.json"
@@ -130,6 +148,8 @@ def pretrain(corpus: Corpus, size: Size, out: Path, *, with_novels: bool = True)
         for stage in stages_of(size, out):
             say(f"pre-training on masked tokens: {stage.steps} steps of {stage.rows} x {stage.tokens}")
             chosen = mlm_recipe(size, stage, tokenizer, text, out, novels)
+            if stage.init_from == out / "counted":
+                count_first(chosen, tokenizer, size.mlm_counted_batches, stage.init_from)
             train_to_the_end(chosen)
             for line in read_metrics(stage.run_dir / "metrics.jsonl"):
                 tokens += int(line["step_tokens"])

@@ -161,6 +161,8 @@ def told(part: Part) -> str:
     """The sizes in one line."""
     size = part.size
     masked = f"; masked tokens: {size.mlm_steps:,} steps of {size.mlm_rows} x {size.mlm_tokens} tokens"
+    if size.mlm_counted_batches:
+        masked += f", begun with counts of {size.mlm_counted_batches:,} batches"
     if size.mlm_long_steps:
         masked += f", then {size.mlm_long_steps:,} of rows of {size.passage_tokens}"
     return (

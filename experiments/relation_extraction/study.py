@@ -9,13 +9,13 @@ commands may work on the same two folders at once.
 import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from experiments.kept import check_made_with
 from experiments.kept import digest as made_of
-from experiments.relation_extraction.arms import SIZES, Run, arm_named, arms_of, runs_of
+from experiments.relation_extraction.arms import SIZES, Run, Size, arm_named, arms_of, runs_of
 from experiments.relation_extraction.corpus import Corpus
 from experiments.relation_extraction.datasets import FOLDERS, MADE_UP, Dataset, read_dataset, speaks
 from experiments.relation_extraction.encoders import check_folder
@@ -37,9 +37,19 @@ from zoo.errors import UserError
 RESULTS = BENCHMARKS / "relation-extraction"
 """Where results lie that are committed, a folder for each data set that is known by name."""
 PRETRAINING = "pretraining.json"
-ENCODER_SIZES = ("embed_dim", "num_layers", "num_heads", "hidden_dim", "vocab_size", "lowercase", "passage_tokens",
-                 "mlm_steps", "mlm_rows", "mlm_tokens", "mlm_learning_rate", "mlm_long_steps",
-                 "mlm_long_learning_rate", "novels_share")  # fmt: skip
+ENCODER_SIZES = (
+    *(
+        "embed_dim",
+        "num_layers",
+        "num_heads",
+        "hidden_dim",
+        "vocab_size",
+        "lowercase",
+        "passage_tokens",
+        "novels_share",
+    ),
+    *(field.name for field in fields(Size) if field.name.startswith("mlm_")),
+)
 """Fields of `Size` that vocabulary and pre-trained encoder depend on."""
 
 

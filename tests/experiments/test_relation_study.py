@@ -274,7 +274,8 @@ def test_an_encoder_serves_other_rates_and_epochs_but_no_other_sizes(tmp_path: P
     study.write_setting_once(setting, "data", tmp_path)
     study.write_setting_once(replace(setting, size=replace(SIZES["quick"], epochs=9)), "data", tmp_path)
     assert read_setting(tmp_path).size.epochs == 9
-    for size, data in ((replace(SIZES["quick"], mlm_steps=9), "data"), (SIZES["quick"], "other")):
+    others = [replace(SIZES["quick"], **{name: 9}) for name in ("mlm_steps", "mlm_counted_batches", "embed_dim")]
+    for size, data in (*((size, "data") for size in others), (SIZES["quick"], "other")):
         with pytest.raises(UserError, match="encoder of other data, sizes"):
             study.write_setting_once(replace(setting, size=size), data, tmp_path)
 
@@ -305,13 +306,22 @@ def test_wrong_seeds_are_refused(text: str) -> None:
         seeds_of(text, (0,))
 
 
+def test_two_groups_that_are_the_same_bags_are_shown_once() -> None:
+    one = result(PARE, 0, 0.9)
+    large = one.figures["sentences: 2+"]
+    same = replace(one, figures={"all": large, "sentences: 2+": large, "sentences: 3+": large})
+    assert groups_of([same], "sentences: ") == ["sentences: 2+"]
+    other = replace(one, figures=same.figures | {"sentences: 3+": large | {"bags": 1.0}})
+    assert groups_of([same, other], "sentences: ") == ["sentences: 2+", "sentences: 3+"]
+
+
 def test_the_report_names_what_is_missing_and_every_table(tmp_path: Path) -> None:
     runs = [replace(result(arm, seed, 0.9), seconds=90.0) for arm in (PARE, NO_FLOW) for seed in (0, 1)]
     part = Part("gids", (3, 2, 1), "an encoder", SIZES["gids"], None, runs, ["PARE-seed-2"])
     text = write_report(Study("2026-01-01", "command", {"cpu": "one"}, [part]), [["a.png"]])
     assert "PARE-seed-2" in text and all(title in text for title, _ in tables(part))
     assert "4 runs of 6 minutes of processor time together." in text
-    assert "4,000 steps of 48 x 64 tokens, then 1,600 of rows of 192." in text
+    assert "steps of 48 x 64 tokens, begun with counts of 1,500 batches, then " in text
     assert "masked tokens" not in told(replace(part, size=SIZES["bert"]))
     assert groups_of(runs, "sentences: ") == ["sentences: 1", "sentences: 2+"]
     for number, draw in enumerate((draw_mean_curves, draw_sizes)):
