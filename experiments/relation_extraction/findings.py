@@ -35,10 +35,13 @@ def groups_of(results: Sequence[Result], kind: str) -> list[str]:
     """The groups of bags of one kind (`SENTENCES`, `LANGUAGE`), in order; of two that are the same bags the first ("2+"
     and "3+", where every bag has five sentences)."""
     names = sorted({group for result in results for group in result.figures if group.startswith(kind)})
-    kept: dict[str, str] = {}
+    kept, seen = list[str](), list[list[dict[str, float] | None]]()
     for name in names:
-        kept.setdefault(repr([result.figures.get(name) for result in results]), name)
-    return list(kept.values())
+        figures = [result.figures.get(name) for result in results]
+        if figures not in seen:
+            kept.append(name)
+            seen.append(figures)
+    return kept
 
 
 def figure(results: Sequence[Result], group: str, name: str) -> Interval | None:

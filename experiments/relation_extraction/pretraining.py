@@ -78,14 +78,18 @@ class Stage:
     learning_rate: float
     """Peak."""
     init_from: Path | None = None
-    """The run whose weights it begins with; None: random ones."""
+    """The run, or the folder of `count_first`, whose weights it begins with; None: random ones."""
+
+
+COUNTED = "counted"
+"""Folder of the model that the first stage begins with."""
 
 
 def stages_of(size: Size, out: Path) -> list[Stage]:
     """Short rows, then long ones where the size has steps for them; the last one's folder is out/mlm, and the first one
     begins with out/counted if the size has counts."""
     last, short = out / "mlm", (size.mlm_steps, size.mlm_rows, size.mlm_tokens, size.mlm_learning_rate)
-    counted = out / "counted" if size.mlm_counted_batches else None
+    counted = out / COUNTED if size.mlm_counted_batches else None
     if not size.mlm_long_steps:
         return [Stage(last, *short, init_from=counted)]
     rows = max(1, size.mlm_rows * size.mlm_tokens // size.passage_tokens)
@@ -148,7 +152,7 @@ def pretrain(corpus: Corpus, size: Size, out: Path, *, with_novels: bool = True)
         for stage in stages_of(size, out):
             say(f"pre-training on masked tokens: {stage.steps} steps of {stage.rows} x {stage.tokens}")
             chosen = mlm_recipe(size, stage, tokenizer, text, out, novels)
-            if stage.init_from == out / "counted":
+            if stage.init_from == out / COUNTED:
                 count_first(chosen, tokenizer, size.mlm_counted_batches, stage.init_from)
             train_to_the_end(chosen)
             for line in read_metrics(stage.run_dir / "metrics.jsonl"):

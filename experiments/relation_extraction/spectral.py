@@ -17,6 +17,7 @@ from jaxtyping import Float32
 from scipy.sparse.linalg import svds
 
 from zoo.data import Batch
+from zoo.errors import UserError
 from zoo.models.bert import Bert
 
 WINDOW = 4
@@ -25,9 +26,12 @@ SMOOTHING = 0.75
 """Power of q: rare neighbours say less."""
 
 
-def neighbours(batches: Sequence[Batch], vocab_size: int) -> sparse.csr_array:
+def cooccurrences(batches: Sequence[Batch], vocab_size: int) -> sparse.csr_array:
     """Symmetric float64 [V, V]: sums of 1 / distance over all pairs of neighbours in the same text of the same row.
-    Only tokens that may be masked are counted: not those of BERT, not padding."""
+    Only tokens that may be masked are counted: not those of BERT, not padding.
+
+    batches: of the format masked, rows of one length. vocab_size: V.
+    """
     tokens, segments, counted = (
         np.concatenate([np.asarray(getattr(batch, name)) for batch in batches])
         for name in ("tokens", "segment_ids", "loss_weights")
@@ -43,8 +47,8 @@ def neighbours(batches: Sequence[Batch], vocab_size: int) -> sparse.csr_array:
     return found
 
 
-def positive_information(counts: sparse.csr_array) -> sparse.csr_array:
-    """PPMI in nats, of counts of neighbours [V, V]."""
+def ppmi(counts: sparse.csr_array) -> sparse.csr_array:
+    """Float64 [V, V]: the PPMI of the head of this file, in nats, of a symmetric matrix of counts."""
     pairs, sums = counts.tocoo(), np.asarray(counts.sum(axis=1))
     share = sums**SMOOTHING / (sums**SMOOTHING).sum()
     information = np.log(pairs.data / sums[pairs.row] / share[pairs.col])
@@ -56,10 +60,16 @@ def spectral_embeddings(counts: sparse.csr_array, width: int, seed: int = 0) -> 
     """One row for each piece, of length 1 (a zero row for one that was not seen), turned by a random rotation so that
     no column is larger than another.
 
-    counts: of `neighbours`. width: D, below V.
+    counts: of `cooccurrences`. width: D.
+
+    Raises:
+      UserError: D is not below V, so that there are not so many singular vectors to choose from.
     """
+    if width >= counts.shape[0]:
+        raise UserError(f"a vocabulary of {counts.shape[0]} pieces is too small for embeddings of width {width}: need "
+                        "more text, or a size with mlm_counted_batches=0")  # fmt: skip
     rng = np.random.default_rng(seed)
-    vectors, values, _ = svds(positive_information(counts), k=width, v0=rng.standard_normal(counts.shape[0]))
+    vectors, values, _ = svds(ppmi(counts), k=width, v0=rng.standard_normal(counts.shape[0]))
     rows = vectors * np.sqrt(values)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     rows = np.where(lengths > 1e-6, rows / np.maximum(lengths, 1e-6), 0)
@@ -68,10 +78,11 @@ def spectral_embeddings(counts: sparse.csr_array, width: int, seed: int = 0) -> 
 
 
 def begin_with(model: Bert, batches: Sequence[Batch]) -> None:
-    """Gives a new model (with its masked-token head) the spectral embeddings of what batches of the format masked hold,
-    and log frequencies as the bias of its logits. Pieces that were not seen keep their random embeddings."""
+    """Gives a new model with a masked-token head the spectral embeddings of what batches of the format masked hold, and
+    log((n + 1) / (N + V)) as the bias of the logit of a piece that was seen n times among N. Pieces that were not seen
+    keep their random embeddings. Raises `UserError` as `spectral_embeddings`."""
     table = model.embedder.embedding
-    rows = spectral_embeddings(neighbours(batches, table.shape[0]), table.shape[1])
+    rows = spectral_embeddings(cooccurrences(batches, table.shape[0]), table.shape[1])
     table[...] = jnp.where(rows.any(axis=1, keepdims=True), rows, table[...]).astype(table[...].dtype)
     counts = np.zeros(len(rows))
     for batch in batches:

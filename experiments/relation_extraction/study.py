@@ -38,18 +38,9 @@ RESULTS = BENCHMARKS / "relation-extraction"
 """Where results lie that are committed, a folder for each data set that is known by name."""
 PRETRAINING = "pretraining.json"
 ENCODER_SIZES = (
-    *(
-        "embed_dim",
-        "num_layers",
-        "num_heads",
-        "hidden_dim",
-        "vocab_size",
-        "lowercase",
-        "passage_tokens",
-        "novels_share",
-    ),
+    "embed_dim", "num_layers", "num_heads", "hidden_dim", "vocab_size", "lowercase", "passage_tokens", "novels_share",
     *(field.name for field in fields(Size) if field.name.startswith("mlm_")),
-)
+)  # fmt: skip
 """Fields of `Size` that vocabulary and pre-trained encoder depend on."""
 
 

@@ -4,9 +4,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy.sparse import csr_array
 
 from experiments.relation_extraction import spectral
 from zoo.data import Batch
+from zoo.errors import UserError
 from zoo.models import BertConfig, build
 from zoo.models.bert import Bert
 
@@ -19,7 +21,7 @@ def batch_of(tokens: list[list[int]], segments: list[list[int]], weights: list[l
 
 def test_neighbours_count_by_distance_within_their_text_and_both_ways() -> None:
     batch = batch_of([[1, 2, 3, 4, 0]], [[1, 1, 1, 2, 0]], [[1, 1, 1, 1, 0]])
-    found = spectral.neighbours([batch], 5).toarray()
+    found = spectral.cooccurrences([batch], 5).toarray()
     wanted = np.zeros((5, 5))
     wanted[1, 2] = wanted[2, 3] = 1.0
     wanted[1, 3] = 0.5
@@ -28,7 +30,7 @@ def test_neighbours_count_by_distance_within_their_text_and_both_ways() -> None:
 
 def test_tokens_that_are_never_masked_are_no_neighbours_and_keep_their_distance() -> None:
     batch = batch_of([[1, 2, 3]], [[1, 1, 1]], [[1, 0, 1]])
-    found = spectral.neighbours([batch, batch], 4).toarray()
+    found = spectral.cooccurrences([batch, batch], 4).toarray()
     assert found[1, 3] == 2 * 0.5
     assert found[2].sum() == 0
 
@@ -40,7 +42,7 @@ def test_information_is_that_of_the_formula() -> None:
     total, sums = counts.sum(), counts.sum(1)
     share = sums**0.75 / (sums**0.75).sum()
     wanted = np.maximum(0, np.log(counts / total / (sums[:, None] / total * share[None, :])))
-    np.testing.assert_allclose(spectral.positive_information(spectral.sparse.csr_array(counts)).toarray(), wanted)
+    np.testing.assert_allclose(spectral.ppmi(csr_array(counts)).toarray(), wanted)
 
 
 @pytest.fixture(scope="module")
@@ -52,13 +54,18 @@ def two_topics() -> list[Batch]:
 
 
 def test_pieces_that_stand_beside_the_same_ones_are_alike(two_topics: list[Batch]) -> None:
-    rows = spectral.spectral_embeddings(spectral.neighbours(two_topics, 20), 8)
+    rows = spectral.spectral_embeddings(spectral.cooccurrences(two_topics, 20), 8)
     assert rows.shape == (20, 8) and rows.dtype == np.float32
     np.testing.assert_allclose(np.linalg.norm(rows[1:19], axis=1), 1, rtol=1e-5)
     assert not rows[[0, 19]].any()
     alike = rows @ rows.T
     assert alike[1:10, 1:10].mean() > alike[1:10, 10:19].mean() + 0.2
-    np.testing.assert_array_equal(rows, spectral.spectral_embeddings(spectral.neighbours(two_topics, 20), 8))
+    np.testing.assert_array_equal(rows, spectral.spectral_embeddings(spectral.cooccurrences(two_topics, 20), 8))
+
+
+def test_a_vocabulary_no_larger_than_the_width_is_refused(two_topics: list[Batch]) -> None:
+    with pytest.raises(UserError, match="20 pieces is too small for embeddings of width 20"):
+        spectral.spectral_embeddings(spectral.cooccurrences(two_topics, 20), 20)
 
 
 def test_a_model_begins_with_them_and_with_the_frequencies(two_topics: list[Batch]) -> None:

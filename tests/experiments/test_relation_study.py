@@ -321,7 +321,7 @@ def test_the_report_names_what_is_missing_and_every_table(tmp_path: Path) -> Non
     text = write_report(Study("2026-01-01", "command", {"cpu": "one"}, [part]), [["a.png"]])
     assert "PARE-seed-2" in text and all(title in text for title, _ in tables(part))
     assert "4 runs of 6 minutes of processor time together." in text
-    assert "steps of 48 x 64 tokens, begun with counts of 1,500 batches, then " in text
+    assert "1,600 steps of 48 x 64 tokens, begun with counts of 1,500 batches, then 800 of rows of 192." in text
     assert "masked tokens" not in told(replace(part, size=SIZES["bert"]))
     assert groups_of(runs, "sentences: ") == ["sentences: 1", "sentences: 2+"]
     for number, draw in enumerate((draw_mean_curves, draw_sizes)):
